@@ -1,0 +1,325 @@
+"""The command line: each command a few lines, its work in the module of its name.
+
+Exit status: 0 done; 1 checked and found wanting; 2 the user's mistake; 3 more rows lost than
+allowed; 4 the environment; 70 a bug; 130 and 143 interrupted. See `adapt.errors`.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+from adapt import __version__
+from adapt.cli_convert import convert_app
+from adapt.cli_models import models_app
+from adapt.errors import AdaptError, MissingExtra
+
+app = typer.Typer(
+    name="adapt",
+    help="From raw domain files to a fine-tuned pocket vision-language model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+recipes_app = typer.Typer(help="Shipped recipes.", no_args_is_help=True, rich_markup_mode=None)
+eval_app = typer.Typer(
+    help="Scores against the original annotation.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(convert_app, name="convert")
+app.add_typer(models_app, name="models")
+app.add_typer(recipes_app, name="recipes")
+app.add_typer(eval_app, name="eval")
+
+INTERNAL_ERROR = 70
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived; the work in hand stays resumable."""
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """From raw domain files to a fine-tuned pocket vision-language model."""
+    if version:
+        typer.echo(f"adapt {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def check(
+    paths: Annotated[list[Path], typer.Argument(help="Records files or dataset folders.")],
+    images: Annotated[
+        bool, typer.Option("--images", help="Open every picture and compare its size.")
+    ] = False,
+) -> None:
+    """Report every problem of records with file, line and place.
+
+    Example: adapt check data/domain/drivelm --images
+    """
+    from adapt.check import check_paths
+
+    check_paths(paths, images=images)
+
+
+@app.command()
+def mix(
+    ratio: Annotated[
+        str | None, typer.Option(help="general:domain, the paper's order, such as 1:4.")
+    ] = None,
+    fraction_of_general: Annotated[
+        float | None, typer.Option(help="Take this share of the general side instead.")
+    ] = None,
+    domain: Annotated[
+        list[Path] | None, typer.Option(help="Domain datasets (default: data/domain/*).")
+    ] = None,
+    general: Annotated[
+        list[Path] | None, typer.Option(help="General datasets (default: data/general/*).")
+    ] = None,
+    take: Annotated[
+        list[str] | None, typer.Option(help="NAME=N: sample N rows without replacement.")
+    ] = None,
+    repeat: Annotated[
+        list[str] | None, typer.Option(help="NAME=K: repeat a source, a fraction by sampling.")
+    ] = None,
+    allow_repeat: Annotated[
+        bool, typer.Option("--allow-repeat", help="Repeat general rows when too few.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of every draw.")] = 42,
+    out: Annotated[Path, typer.Option(help="Folder of mix.json and mix.parquet.")] = Path(
+        "data/mix"
+    ),
+) -> None:
+    """Put general and domain data together as an index; nothing is copied.
+
+    Example: adapt mix --ratio 1:4
+    """
+    from adapt.mix import MixOptions, run_mix
+
+    run_mix(
+        MixOptions(
+            ratio=ratio,
+            fraction_of_general=fraction_of_general,
+            domain=tuple(domain or ()),
+            general=tuple(general or ()),
+            take=tuple(take or ()),
+            repeat=tuple(repeat or ()),
+            allow_repeat=allow_repeat,
+            seed=seed,
+            out=out,
+        )
+    )
+
+
+@app.command()
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="Recipe file, or a shipped recipe's name.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value: override a recipe field.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the plan here (plan.parquet).")] = None,
+) -> None:
+    """Tokens, tiles, packs, steps, memory and time; loads no weights.
+
+    Example: adapt plan recipes/drivelm.yaml --set model=tiny
+    """
+    from adapt.plan import run_plan
+
+    run_plan(recipe, tuple(set_ or ()), out=out)
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="Recipe file, or a shipped recipe's name.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value: override a recipe field.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")
+    ] = False,
+    nproc: Annotated[
+        int | None, typer.Option(help="Processes on this machine (default: one per GPU).")
+    ] = None,
+) -> None:
+    """Fine-tune with DeepSpeed; also runs under torchrun, deepspeed and srun.
+
+    Example: adapt train recipes/medical.yaml --set model=tiny --set max_steps=20
+    """
+    _require("train", "deepspeed", "train")
+    from adapt.train.launch import run_train
+
+    run_train(recipe, tuple(set_ or ()), resume=resume, nproc=nproc)
+
+
+@app.command()
+def predict(
+    records: Annotated[Path, typer.Argument(help="Records file to answer.")],
+    model: Annotated[str, typer.Option(help="Checkpoint folder, run folder or preset.")],
+    out: Annotated[Path, typer.Option(help="Predictions file (JSONL).")],
+    batch_size: Annotated[int, typer.Option(help="Records a batch.")] = 8,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 200,
+    max_tiles: Annotated[int, typer.Option(help="Most tiles a record.")] = 12,
+    limit: Annotated[int | None, typer.Option(help="Answer the first N records only.")] = None,
+    device: Annotated[str | None, typer.Option(help="cuda, cuda:1 or cpu.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Discard answers already there.")
+    ] = False,
+) -> None:
+    """Greedy answers of a model, in batches, resumable.
+
+    Example: adapt predict data/domain/drivelm/val.jsonl --model runs/drivelm --out answers.jsonl
+    """
+    _require("predict", "torch", "train")
+    from adapt.predict import PredictOptions, run_predict
+
+    run_predict(
+        PredictOptions(
+            records=records,
+            model=model,
+            out=out,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            max_tiles=max_tiles,
+            limit=limit,
+            device=device,
+            overwrite=overwrite,
+        )
+    )
+
+
+@eval_app.command("drivelm")
+def eval_drivelm(
+    predictions: Annotated[Path, typer.Option(help="Answers: of adapt predict, or official.")],
+    truth: Annotated[Path, typer.Option(help="Truth: official JSON, or our records.")],
+    judge_scores: Annotated[Path | None, typer.Option(help="Recorded judge scores (JSON).")] = None,
+    judge_url: Annotated[
+        str | None, typer.Option(help="OpenAI-compatible endpoint of the judge.")
+    ] = None,
+    judge_model: Annotated[str, typer.Option(help="Model name sent to the judge.")] = "judge",
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the report here as JSON.")
+    ] = None,
+) -> None:
+    """The DriveLM challenge score: judge, language, match, accuracy.
+
+    Example: adapt eval drivelm --predictions answers.jsonl --truth data/domain/drivelm/val.jsonl
+    """
+    _require("eval", "pycocoevalcap", "eval")
+    from adapt.eval.drivelm import EvalOptions, run_eval
+
+    run_eval(
+        EvalOptions(
+            predictions=predictions,
+            truth=truth,
+            judge_scores=judge_scores,
+            judge_url=judge_url,
+            judge_model=judge_model,
+            json_file=json_file,
+        )
+    )
+
+
+@recipes_app.command("list")
+def recipes_list() -> None:
+    """Every shipped recipe with its domain and one line of what it is."""
+    from adapt.recipe import print_recipes
+
+    print_recipes()
+
+
+@recipes_app.command("show")
+def recipes_show(name: Annotated[str, typer.Argument(help="Recipe name or file.")]) -> None:
+    """A recipe with every default filled in."""
+    from adapt.recipe import print_recipe
+
+    print_recipe(name)
+
+
+@recipes_app.command("copy")
+def recipes_copy(
+    name: Annotated[str, typer.Argument(help="Shipped recipe.")],
+    out: Annotated[Path, typer.Argument(help="File or folder to copy it to.")] = Path("recipes"),
+) -> None:
+    """Copy a shipped recipe to edit it.
+
+    Example: adapt recipes copy medical my.yaml
+    """
+    from adapt.recipe import copy_recipe
+
+    copy_recipe(name, out)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(help="Seed of the synthetic data.")] = 0,
+) -> None:
+    """The whole loop offline on two cores: convert, check, mix, plan, train, predict, eval.
+
+    Example: adapt demo --out /tmp/demo
+    """
+    _require("demo", "deepspeed", "train")
+    from adapt.demo import run_demo
+
+    run_demo(out, seed=seed)
+
+
+@app.command()
+def doctor() -> None:
+    """The environment, and what is missing for what."""
+    from adapt.doctor import run_doctor
+
+    run_doctor()
+
+
+def _require(command: str, module: str, extra: str) -> None:
+    """Stop with the install line when an extra is missing, without importing it."""
+    from importlib.util import find_spec
+
+    if find_spec(module) is None:
+        raise MissingExtra(command, extra)
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run a command and leave with its exit status; see the module docstring."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command and return its exit status."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        command = typer.main.get_command(app)
+        return int(command.main(arguments, prog_name="adapt", standalone_mode=False) or 0)
+    except AdaptError as error:
+        return _fail(str(error), error.exit_status)
+    except typer.TyperException as error:
+        return _fail(error.format_message(), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted; run the same command again to go on", 130)
+    except Terminated:
+        return _fail("terminated; run the same command again to go on", 143)
+    except BrokenPipeError:
+        # The reader of our output left (`adapt ... | head`): nothing more to say to it.
+        sys.stderr.close()
+        return 0
+    except Exception:  # noqa: BLE001  the one place where a bug is told from a user's mistake
+        traceback.print_exc()
+        return INTERNAL_ERROR
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"adapt: {message}", file=sys.stderr)
+    return status

@@ -1,0 +1,481 @@
+"""Run a converter: workers, resume, ledger, progress.
+
+    raw folder --parts--> workers --part files--> SPLIT.jsonl, skipped.jsonl, dataset.json
+
+Each part's outcome lies in OUT/.adapt/SPLIT until the split is whole, so that a run killed at any
+moment goes on where it was, and the result has the same bytes for any number of workers and
+interruptions. The part files are joined in order, then dataset.json is written last.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import orjson
+
+from adapt.convert_part import (
+    Job,
+    Outcome,
+    SizeCache,
+    SkipEntry,
+    Task,
+    do_task,
+    first_units,
+    part_file,
+    read_outcome,
+)
+from adapt.converter import Converter
+from adapt.dataset import FORMAT, MANIFEST, SKIPPED, read_manifest
+from adapt.errors import SourceError, TooManySkips, UsageError, nearest
+from adapt.jsonl import atomic_file, disk_fault, read_lines, sha256_file, write_json, write_lines
+from adapt.ledger import Ledger
+from adapt.progress import progress
+from adapt.records import Record, Result, UnitsRead
+from adapt.workers import cpu_count, map_unordered
+
+STATE = ".adapt"
+RESULTS_A_TASK = 256
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertOptions:
+    """What `adapt convert NAME` was asked to do.
+
+    Args:
+        converter: The converter.
+        raw: Raw folder; None is data/raw/NAME.
+        out: Dataset folder; None is data/ROLE/NAME.
+        splits: Splits to convert; empty is every split present.
+        options: The converter's own options.
+        workers: Worker processes; None is one a core.
+        limit: Raw units to take of each split at most.
+        max_skips: Raw units that may be lost in each split.
+        overwrite: Replace what other options or inputs made.
+    """
+
+    converter: Converter
+    raw: Path | None = None
+    out: Path | None = None
+    splits: tuple[str, ...] = ()
+    options: Mapping[str, object] | None = None
+    workers: int | None = None
+    limit: int | None = None
+    max_skips: int = 0
+    overwrite: bool = False
+
+
+class _Id(msgspec.Struct):
+    id: str
+
+
+_ID = msgspec.json.Decoder(_Id)
+
+
+def run_conversion(asked: ConvertOptions) -> None:
+    """Convert the splits asked for and print their ledgers.
+
+    Raises:
+        SourceError: Raw files are missing or malformed.
+        UsageError: An unknown split, or another conversion lies in the output folder.
+        TooManySkips: More raw units were lost than allowed.
+    """
+    converter = asked.converter
+    raw = _raw_folder(converter, asked.raw)
+    out = asked.out or Path("data") / converter.role / converter.name
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out}: is a file, expected a folder to write the dataset into")
+    options = dict(asked.options or {})
+    for split in asked.splits:
+        if split not in converter.module.SPLITS:
+            raise UsageError(
+                f"{converter.name} has no split {split}{nearest(split, converter.module.SPLITS)}"
+            )
+    splits = list(asked.splits) or converter.splits(raw, options)
+    with _locked(out):
+        for split in splits:
+            _Split(asked, raw, out, split, options).run()
+
+
+def _raw_folder(converter: Converter, raw: Path | None) -> Path:
+    folder = raw or Path("data") / "raw" / converter.name
+    if folder.is_dir():
+        return folder
+    found = "is a file" if folder.exists() else "no such folder"
+    raise SourceError(
+        f"{folder}: {found}; {converter.expected()}; adapt convert {converter.name} RAW"
+    )
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Hold the output folder against a second conversion at the same time."""
+    state = out / STATE
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        file = (state / "lock").open("wb")
+    except OSError as error:
+        raise disk_fault(error, state) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"{out}: another adapt convert is writing here; wait for it"
+            ) from error
+        yield
+        if {path.name for path in state.iterdir()} == {"lock"}:
+            shutil.rmtree(state)
+
+
+class _Split:
+    """The conversion of one split."""
+
+    def __init__(
+        self, asked: ConvertOptions, raw: Path, out: Path, split: str, options: dict[str, object]
+    ) -> None:
+        self._asked, self._raw, self._out, self._split = asked, raw, out, split
+        self._options = options
+        self._converter = asked.converter
+        self._state = out / STATE / split
+        self._job_file = out / STATE / f"{split}.json"
+
+    def run(self) -> None:
+        """Do the split, or what is left of it."""
+        made_by = self._made_by()
+        manifest = read_manifest(self._out)
+        if manifest is not None and not self._asked.overwrite:
+            if (name := manifest["converter"]["name"]) != self._converter.name:
+                raise UsageError(
+                    f"{self._out}: holds a dataset of {name}; give another --out or --overwrite"
+                )
+            entry = manifest["splits"].get(self._split)
+            if entry is not None and self._is_done(entry, made_by):
+                records = entry["ledger"]["records"]
+                self._say(f"nothing to do: {records} records of the same input and options")
+                return
+        started_ns = self._start(made_by, manifest)
+        ledger, outcomes = self._do_parts(started_ns)
+        self._check(ledger, outcomes)
+        self._join(ledger, outcomes, made_by)
+        for line in ledger.lines():
+            self._say(line)
+
+    def _say(self, text: str) -> None:
+        print(f"{self._converter.name} {self._split}: {text}")
+
+    def _made_by(self) -> dict[str, Any]:
+        """Return what determines the records: converter, options, inputs, limit."""
+        sources = self._converter.sources(self._raw, self._split, self._options)
+        return {
+            "converter": {"name": self._converter.name, "version": self._converter.version},
+            "options": {
+                name: os.path.relpath(value, self._out) if isinstance(value, Path) else value
+                for name, value in self._options.items()
+            },
+            "limit": self._asked.limit,
+            "inputs": {os.path.relpath(path, self._raw): sha256_file(path) for path in sources},
+        }
+
+    def _is_done(self, entry: dict[str, Any], made_by: dict[str, Any]) -> bool:
+        """Return whether the split stands as asked; refuse when it was made otherwise."""
+        changes = differences(entry["made_by"], made_by)
+        if changes:
+            raise UsageError(
+                f"{self._out}: {self._split} was made with {'; '.join(changes)}; "
+                f"--overwrite replaces it"
+            )
+        for file in entry["files"]:
+            path = self._out / file["path"]
+            if not path.is_file() or sha256_file(path) != file["sha256"]:
+                self._say(f"{file['path']} is missing or changed; converting again")
+                return False
+        missing = self._missing_pictures(entry)
+        if missing:
+            self._say(f"{missing} pictures are missing; making them again")
+        return not missing
+
+    def _missing_pictures(self, entry: dict[str, Any]) -> int:
+        """Return how many of the pictures that the converter made are gone."""
+        if entry["images"] != "made":
+            return 0
+        names: set[str] = set()
+        decoder = msgspec.json.Decoder(_Images)
+        for file in entry["files"]:
+            for _, line in read_lines(self._out / file["path"]):
+                names.update(decoder.decode(line).image)
+        return sum(not (self._out / name).is_file() for name in names)
+
+    def _start(self, made_by: dict[str, Any], manifest: dict[str, Any] | None) -> int:
+        """Open the resume state; return the time before which pictures are of another job."""
+        if self._job_file.exists():
+            before = orjson.loads(self._job_file.read_bytes())
+            changes = differences(before["made_by"], made_by)
+            if not changes:
+                self._sweep()
+                return 0 if before["keep_pictures"] else self._job_file.stat().st_mtime_ns
+            if not self._asked.overwrite:
+                raise UsageError(
+                    f"{self._out}: an unfinished conversion of {self._split} was started with "
+                    f"{'; '.join(changes)}; --overwrite discards it"
+                )
+        shutil.rmtree(self._state, ignore_errors=True)
+        entry = (manifest or {"splits": {}})["splits"].get(self._split)
+        same = entry is not None and not differences(entry["made_by"], made_by)
+        keep = same and not self._asked.overwrite
+        if manifest is not None and not keep:
+            self._forget(manifest)
+        write_json(self._job_file, {"made_by": made_by, "keep_pictures": keep})
+        return 0 if keep else self._job_file.stat().st_mtime_ns
+
+    def _sweep(self) -> None:
+        """Remove the temporary files of a run that was killed."""
+        for path in self._out.rglob(".*.tmp"):
+            path.unlink()
+
+    def _forget(self, manifest: dict[str, Any]) -> None:
+        """Take the split that is about to be replaced out of the dataset."""
+        other = manifest["converter"]["name"] != self._converter.name
+        for split in list(manifest["splits"]) if other else [self._split]:
+            for file in manifest["splits"].pop(split, {"files": []})["files"]:
+                (self._out / file["path"]).unlink(missing_ok=True)
+        if manifest["splits"]:
+            write_json(self._out / MANIFEST, manifest)
+        else:
+            (self._out / MANIFEST).unlink(missing_ok=True)
+
+    def _do_parts(self, started_ns: int) -> tuple[Ledger, list[tuple[Path, str]]]:
+        """Convert every part that is not done; return the sums and the part files in order."""
+        job = Job(
+            converter=self._converter.name,
+            raw=self._raw,
+            out=self._out,
+            split=self._split,
+            options=self._options,
+            state=self._state,
+            started_ns=started_ns,
+        )
+        total, tasks = self._tasks()
+        ledger = Ledger()
+        outcomes: list[tuple[Path, str]] = []
+
+        def remaining() -> Iterator[Task]:
+            for task in tasks:
+                path = part_file(self._state, task.index)
+                outcomes.append((path, task.name))
+                before = read_outcome(path, task.name)
+                # A part that lost units is done again: its raw files may have been mended.
+                if before is not None and not before.skips:
+                    ledger.add(before.ledger)
+                    advance(1)
+                else:
+                    yield task
+
+        unit = self._converter.declared("PARTS", "parts") if total else "parts"
+        with progress(f"{self._converter.name} {self._split}", total, unit) as advance:
+            workers = self._asked.workers or cpu_count()
+            work: Callable[[Task], Ledger] = partial(_work, job)
+            for _, part_ledger in map_unordered(
+                work, remaining(), workers=min(workers, total or workers)
+            ):
+                ledger.add(part_ledger)
+                advance(1)
+        return ledger, outcomes
+
+    def _tasks(self) -> tuple[int, Iterator[Task]]:
+        """Return how many tasks there are (0: not known before) and the tasks in order."""
+        parts = self._converter.parts(self._raw, self._split, self._options)
+        limit = self._asked.limit
+        if parts is None:
+            results = self._converter.convert(self._raw, self._split, self._options)
+            return 0, group_results(results, limit)
+        tasks = []
+        for index, part in enumerate(parts):
+            if limit is not None and limit <= 0:
+                break
+            cut = limit if limit is not None and limit < part.units else None
+            tasks.append(Task(index, part.name, part=part, limit=cut))
+            limit = None if limit is None else limit - part.units
+        return len(tasks), iter(tasks)
+
+    def _check(self, ledger: Ledger, outcomes: list[tuple[Path, str]]) -> None:
+        """Stop before any records file is written when units are lost or unaccounted for."""
+        if not ledger.balances():
+            raise RuntimeError(
+                f"converter {self._converter.name}: units do not add up in {self._split}: "
+                f"{ledger.lines()[0]}; this is a bug of the converter"
+            )
+        if ledger.skipped > self._asked.max_skips:
+            self._write_skipped(outcomes)
+            reasons = ledger.lines()[1].strip()
+            raise TooManySkips(
+                f"{self._converter.name} {self._split}: {ledger.skipped} of {ledger.units_in} "
+                f"units lost, allowed {self._asked.max_skips} ({reasons}); see "
+                f"{self._out / SKIPPED}; mend them, or allow them with "
+                f"--max-skips {ledger.skipped}"
+            )
+        if not ledger.units_in:
+            raise SourceError(
+                f"{self._raw}: {self._split} holds no units; {self._converter.expected()}"
+            )
+
+    def _write_skipped(self, outcomes: list[tuple[Path, str]]) -> None:
+        """Replace this split's lines of skipped.jsonl, keep those of the others."""
+        path = self._out / SKIPPED
+        order = {split: index for index, split in enumerate(self._converter.module.SPLITS)}
+        entries: list[SkipEntry] = []
+        if path.exists() and path.stat().st_size:
+            kept = (msgspec.json.decode(line, type=SkipEntry) for _, line in read_lines(path))
+            entries = [entry for entry in kept if entry.split != self._split]
+        for file, name in outcomes:
+            entries.extend(_outcome(file, name).skips)
+        entries.sort(key=lambda entry: order.get(entry.split, len(order)))
+        write_lines(path, entries)
+
+    def _join(
+        self, ledger: Ledger, outcomes: list[tuple[Path, str]], made_by: dict[str, Any]
+    ) -> None:
+        """Write the records file, skipped.jsonl and dataset.json, and drop the resume state."""
+        target = self._out / f"{self._split}.jsonl"
+        digest = hashlib.sha256()
+        ids: set[str] = set()
+        kinds: set[str] = set()
+        size = 0
+        with atomic_file(target) as file:
+            for path, name in outcomes:
+                outcome = _outcome(path, name)
+                self._check_ids(outcome, ids)
+                kinds.add(outcome.images)
+                file.write(outcome.body)
+                digest.update(outcome.body)
+                size += len(outcome.body)
+        kinds.discard("")
+        if len(kinds) > 1:
+            raise RuntimeError(f"converter {self._converter.name} mixes raw and made pictures")
+        images = kinds.pop() if kinds else "none"
+        self._write_skipped(outcomes)
+        entry = {
+            "made_by": made_by,
+            "images": images,
+            "files": [
+                {
+                    "path": target.name,
+                    "records": ledger.records,
+                    "bytes": size,
+                    "sha256": digest.hexdigest(),
+                }
+            ],
+            "ledger": ledger.as_dict(),
+        }
+        self._write_manifest(entry, images)
+        shutil.rmtree(self._state, ignore_errors=True)
+        self._job_file.unlink()
+
+    def _check_ids(self, outcome: Outcome, ids: set[str]) -> None:
+        for line in outcome.body.splitlines():
+            identifier = _ID.decode(line).id
+            if identifier in ids:
+                raise RuntimeError(
+                    f"converter {self._converter.name} yields the id {identifier} twice "
+                    f"({outcome.name}); ids must be unique"
+                )
+            ids.add(identifier)
+
+    def _write_manifest(self, entry: dict[str, Any], images: str) -> None:
+        converter = self._converter
+        before = read_manifest(self._out)
+        splits = {**(before["splits"] if before else {}), self._split: entry}
+        root = "."
+        if images == "raw":
+            folder = converter.image_root(self._raw, self._options)
+            root = Path(os.path.relpath(folder, self._out)).as_posix()
+        write_json(
+            self._out / MANIFEST,
+            {
+                "format": FORMAT,
+                "name": converter.name,
+                "converter": {"name": converter.name, "version": converter.version},
+                "role": converter.role,
+                "domain": converter.domain,
+                "root": root,
+                "licence": converter.declared("LICENCE"),
+                "source": converter.declared("SOURCE"),
+                "coordinates": converter.declared("COORDINATES"),
+                "splits": {
+                    split: splits[split] for split in converter.module.SPLITS if split in splits
+                },
+            },
+        )
+
+
+class _Images(msgspec.Struct):
+    image: list[str]
+
+
+_SIZES = SizeCache()
+
+
+def _work(job: Job, task: Task) -> Ledger:
+    """Do a task with this process's cache of picture sizes."""
+    return do_task(job, task, _SIZES)
+
+
+def _outcome(path: Path, name: str) -> Outcome:
+    outcome = read_outcome(path, name)
+    if outcome is None:
+        raise SourceError(f"{path}: was changed while converting; run the same command again")
+    return outcome
+
+
+def group_results(results: Iterator[Result], limit: int | None) -> Iterator[Task]:
+    """Group the results of a converter without parts into tasks of whole raw units.
+
+    A converter that yields `UnitsRead` has counted its units itself; else, or with a limit, they
+    are counted from the results.
+    """
+    index, batch, last = 0, list[Result](), ""
+    counted = False
+    for result in first_units(results, limit):
+        counted = counted or (isinstance(result, UnitsRead) and limit is None)
+        unit = result.source_row() if isinstance(result, Record) else ""
+        if len(batch) >= RESULTS_A_TASK and (not unit or unit != last):
+            yield Task(index, f"results {index}", results=tuple(batch), counted=counted)
+            index, batch = index + 1, []
+        batch.append(result)
+        last = unit
+    if batch:
+        yield Task(index, f"results {index}", results=tuple(batch), counted=counted)
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return in words what differs between two `made_by` descriptions.
+
+    >>> differences({"options": {"seed": 1}, "limit": None}, {"options": {"seed": 2}, "limit": 3})
+    ['option seed 1, now 2', 'limit None, now 3']
+    """
+    found = []
+    for key in before.keys() | now.keys():
+        old, new = before.get(key), now.get(key)
+        if old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            names = sorted(
+                name for name in old.keys() | new.keys() if old.get(name) != new.get(name)
+            )
+            if key == "inputs":
+                found.append(f"another content of {', '.join(names)}")
+            else:
+                label = key.removesuffix("s")
+                found += [f"{label} {name} {old.get(name)}, now {new.get(name)}" for name in names]
+        else:
+            found.append(f"{key} {old}, now {new}")
+    return sorted(found, key=lambda text: not text.startswith("option"))

@@ -1,0 +1,319 @@
+"""Convert one part of a split: the work of a worker process.
+
+A part's outcome is one file of the resume state, written whole or not at all:
+
+    {"name": ..., "ledger": {...}, "skips": [...], "images": "made", "bytes": N, "crc32": C}
+    record line
+    record line
+    ...
+
+A part file that is cut off or of another part is not read, the part is done again.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import orjson
+
+from adapt.converter import Converter, load_converter
+from adapt.images import ImageError, verify_image
+from adapt.jsonl import write_bytes
+from adapt.ledger import Ledger
+from adapt.records import (
+    NotInSplit,
+    Part,
+    Picture,
+    Record,
+    Result,
+    Skip,
+    UnitsRead,
+    complete,
+    inside,
+    is_safe_path,
+)
+
+CACHED_SIZES = 4096
+_ENCODER = msgspec.json.Encoder()
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What every part of a split shares.
+
+    Args:
+        converter: The converter's name.
+        raw: Raw folder.
+        out: Dataset folder.
+        split: Split being converted.
+        options: The converter's own options.
+        state: Folder of the part files.
+        started_ns: Pictures older than this (modification time) belong to an earlier job.
+    """
+
+    converter: str
+    raw: Path
+    out: Path
+    split: str
+    options: Mapping[str, object]
+    state: Path
+    started_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One part to do: a converter's own part, or a run of results it has yielded already.
+
+    Args:
+        index: Position in the split.
+        name: The part's name.
+        part: The part, when the converter has parts.
+        results: The results, when it has none.
+        limit: Raw units to take at most.
+        counted: Whether the converter has counted its units; else the results are counted.
+    """
+
+    index: int
+    name: str
+    part: Part | None = None
+    results: tuple[Result, ...] = ()
+    limit: int | None = None
+    counted: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SkipEntry:
+    """A line of skipped.jsonl."""
+
+    split: str
+    place: str
+    reason: str
+    detail: str
+    units: int
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a part."""
+
+    name: str
+    ledger: Ledger = field(default_factory=Ledger)
+    skips: list[SkipEntry] = field(default_factory=list)
+    images: str = ""
+    body: bytes = b""
+
+
+def part_file(state: Path, index: int) -> Path:
+    """Return the file of the part at `index`."""
+    return state / f"{index:06d}.part"
+
+
+def write_outcome(path: Path, outcome: Outcome) -> None:
+    """Write a part file, whole or not at all."""
+    head = {
+        "name": outcome.name,
+        "ledger": outcome.ledger.as_dict(),
+        "skips": [asdict(skip) for skip in outcome.skips],
+        "images": outcome.images,
+        "bytes": len(outcome.body),
+        "crc32": zlib.crc32(outcome.body),
+    }
+    write_bytes(path, orjson.dumps(head) + b"\n" + outcome.body)
+
+
+def read_outcome(path: Path, name: str) -> Outcome | None:
+    """Read a part file back; None when it is absent, damaged or of another part."""
+    try:
+        line, _, body = path.read_bytes().partition(b"\n")
+        head: dict[str, Any] = orjson.loads(line)
+    except (FileNotFoundError, orjson.JSONDecodeError):
+        return None
+    if (head["name"], head["bytes"], head["crc32"]) != (name, len(body), zlib.crc32(body)):
+        return None
+    return Outcome(
+        name=name,
+        ledger=Ledger.from_dict(head["ledger"]),
+        skips=[SkipEntry(**skip) for skip in head["skips"]],
+        images=head["images"],
+        body=body,
+    )
+
+
+class SizeCache:
+    """Sizes of raw pictures already opened, the last `CACHED_SIZES` of them."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[Path, tuple[int, int] | ImageError] = OrderedDict()
+
+    def size(self, path: Path) -> tuple[int, int] | ImageError:
+        """Return width and height in pixels, or why the picture cannot be used."""
+        if path in self._known:
+            self._known.move_to_end(path)
+            return self._known[path]
+        try:
+            found: tuple[int, int] | ImageError = verify_image(path)
+        except ImageError as error:
+            found = error
+        self._known[path] = found
+        if len(self._known) > CACHED_SIZES:
+            self._known.popitem(last=False)
+        return found
+
+
+def do_task(job: Job, task: Task, sizes: SizeCache) -> Ledger:
+    """Convert a part, make its pictures, write its part file; return its ledger."""
+    converter = load_converter(job.converter)
+    outcome = convert_results(job, converter, task, sizes)
+    write_outcome(part_file(job.state, task.index), outcome)
+    return outcome.ledger
+
+
+def convert_results(job: Job, converter: Converter, task: Task, sizes: SizeCache) -> Outcome:
+    """Turn a part's results into record lines, skips and counts."""
+    root = converter.image_root(job.raw, job.options)
+    collector = _Collector(job, _Pictures(job, root, sizes))
+    if task.part is not None:
+        found = converter.convert_part(job.raw, job.split, task.part, job.options)
+        for result in first_units(found, task.limit):
+            collector.take(result)
+        return collector.finish(task.name, task.part.units if task.limit is None else task.limit)
+    for result in task.results:
+        collector.take(result)
+    read = sum(result.units for result in task.results if isinstance(result, UnitsRead))
+    return collector.finish(task.name, read if task.counted else None)
+
+
+def first_units(results: Iterable[Result], limit: int | None) -> Iterator[Result]:
+    """Yield the results of the first `limit` raw units."""
+    if limit is None:
+        yield from results
+        return
+    names: set[str] = set()
+    anonymous = 0
+    for result in results:
+        if isinstance(result, Record):
+            names.update(result.used_units())
+        elif isinstance(result, Skip | NotInSplit):
+            anonymous += result.units
+        if len(names) + anonymous > limit:
+            return
+        yield result
+
+
+class _Collector:
+    """Gathers a part's results; see `adapt.ledger` for what is counted where."""
+
+    def __init__(self, job: Job, pictures: _Pictures) -> None:
+        self._job, self._pictures = job, pictures
+        self._ledger = Ledger()
+        self._skips: list[SkipEntry] = []
+        self._lines: list[bytes] = []
+        self._used: set[str] = set()
+        self._failed: list[tuple[Record, ImageError]] = []
+
+    def take(self, result: Result) -> None:
+        """Count a result, and complete it when it is a record."""
+        match result:
+            case Record():
+                self._take_record(result)
+            case Skip():
+                self._skip(result)
+            case NotInSplit():
+                self._ledger.not_in_split += result.units
+            case UnitsRead():
+                pass
+
+    def finish(self, name: str, units_in: int | None) -> Outcome:
+        """Return the outcome, once every result has been taken; None: units are the results."""
+        lost: set[str] = set()
+        for record, error in self._failed:
+            units = [unit for unit in record.used_units() if unit not in self._used]
+            fresh = [unit for unit in units if unit not in lost]
+            lost.update(fresh)
+            if not units:
+                # Its units stand in another record: no unit is lost, a record is.
+                self._ledger.drop_reasons[error.reason] += 1
+            skip = Skip(record.id, error.reason, error.detail, len(fresh))
+            self._skip(skip)
+        self._ledger.used = len(self._used)
+        ledger = self._ledger
+        counted_here = ledger.used + ledger.skipped + ledger.not_in_split
+        ledger.units_in = counted_here if units_in is None else units_in
+        self._ledger.records = len(self._lines)
+        return Outcome(name, self._ledger, self._skips, self._pictures.kind, b"".join(self._lines))
+
+    def _take_record(self, record: Record) -> None:
+        try:
+            sizes = [self._pictures.size(image) for image in record.image]
+        except ImageError as error:
+            self._failed.append((record, error))
+            return
+        line = complete(record, sizes, dataset=self._job.converter, split=self._job.split)
+        self._lines.append(_ENCODER.encode(line) + b"\n")
+        self._used.update(record.used_units())
+        self._ledger.drop_reasons.update(dropped.reason for dropped in record.dropped)
+        self._ledger.notes.update(record.notes)
+
+    def _skip(self, skip: Skip) -> None:
+        self._ledger.skipped += skip.units
+        if skip.units:
+            self._ledger.skip_reasons[skip.reason] += skip.units
+        self._skips.append(
+            SkipEntry(self._job.split, skip.place, skip.reason, skip.detail, skip.units)
+        )
+
+
+class _Pictures:
+    """Sizes of a part's pictures; makes those that do not exist yet, each once."""
+
+    def __init__(self, job: Job, root: Path, sizes: SizeCache) -> None:
+        self._job, self._root, self._sizes = job, root, sizes
+        self._made: dict[str, tuple[int, int] | ImageError] = {}
+        self.kind = ""
+
+    def size(self, image: str | Picture) -> tuple[int, int]:
+        """Return width and height in pixels of a picture as the model sees it.
+
+        Raises:
+            ImageError: It is missing, damaged, or cannot be made.
+        """
+        kind = "raw" if isinstance(image, str) else "made"
+        if self.kind not in ("", kind):
+            raise RuntimeError(
+                f"converter {self._job.converter} yields both raw paths and pictures to be made "
+                f"({image}); a dataset has one root"
+            )
+        self.kind = kind
+        found = self._raw(image) if isinstance(image, str) else self._make(image)
+        if isinstance(found, ImageError):
+            raise found
+        return found
+
+    def _raw(self, image: str) -> tuple[int, int] | ImageError:
+        path = self._root / image
+        if not is_safe_path(image) or not inside(self._root, path):
+            return ImageError("unsafe-path", f"{image} leaves {self._root}; expected a path in it")
+        return self._sizes.size(path)
+
+    def _make(self, picture: Picture) -> tuple[int, int] | ImageError:
+        name = picture.file
+        if name not in self._made:
+            try:
+                self._made[name] = self._make_file(picture)
+            except ImageError as error:
+                self._made[name] = error
+        return self._made[name]
+
+    def _make_file(self, picture: Picture) -> tuple[int, int]:
+        path = self._job.out / picture.file
+        if not is_safe_path(picture.file):
+            raise ImageError("unsafe-path", f"{picture.file} leaves the dataset's folder")
+        if not (path.exists() and path.stat().st_mtime_ns >= self._job.started_ns):
+            write_bytes(path, picture.make())
+        return picture.size

@@ -1,0 +1,207 @@
+"""Find converters and read what they declare.
+
+A converter is a module of `adapt.converters`, or of another package through the entry-point group
+`adapt.converters`. It declares:
+
+    SPLITS, ROLE, DOMAIN                      which splits, `domain` or `general`, which domain
+    LICENCE, SOURCE, FILES, COORDINATES       said by `--list`, in errors and in dataset.json
+    PARTS                                     what its parts are called on screen: `frames`
+    convert(raw, split, **options)            yields Record, Skip, NotInSplit, UnitsRead
+    parts(raw, split, **options)              optional: independent pieces, read on their own by
+    convert_part(raw, split, part, **options)
+    sources(raw, split, **options)            optional: the annotation files it reads
+    splits(raw, **options)                    optional: the splits present in the raw folder
+    image_root(raw, **options)                optional: the folder its image paths start from
+
+Its options are the keyword-only parameters of `convert`, annotated `Annotated[type, "help"]`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any, get_args, get_type_hints
+
+from adapt import __version__
+from adapt.errors import SourceError, UsageError, nearest
+from adapt.records import Part, Result
+
+GROUP = "adapt.converters"
+ROLES = ("domain", "general")
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One of a converter's own options.
+
+    Args:
+        name: Parameter name; `--name` on the command line.
+        annotation: Its type.
+        default: Its default value.
+        help: One line for `--help`.
+    """
+
+    name: str
+    annotation: Any
+    default: Any
+    help: str
+
+
+@dataclass(frozen=True)
+class Converter:
+    """A converter by name, with what its module declares filled in.
+
+    Args:
+        name: Its name on the command line.
+        module: The module that holds it.
+    """
+
+    name: str
+    module: ModuleType
+
+    def __post_init__(self) -> None:
+        """Check the declarations that every converter must have."""
+        for constant in ("SPLITS", "ROLE", "DOMAIN", "convert"):
+            if not hasattr(self.module, constant):
+                raise UsageError(
+                    f"converter {self.name}: {self.module.__name__} declares no {constant}; "
+                    f"see docs/converters.md"
+                )
+        if self.module.ROLE not in ROLES:
+            raise UsageError(
+                f"converter {self.name}: ROLE is {self.module.ROLE!r}, expected domain or general"
+            )
+
+    @property
+    def role(self) -> str:
+        """`domain` or `general`."""
+        return str(self.module.ROLE)
+
+    @property
+    def domain(self) -> str:
+        """The domain's name, such as `driving`."""
+        return str(self.module.DOMAIN)
+
+    @property
+    def summary(self) -> str:
+        """First line of the module's docstring."""
+        return (inspect.getdoc(self.module) or self.name).splitlines()[0]
+
+    def declared(self, constant: str, default: str = "") -> str:
+        """Return a declared text: LICENCE, SOURCE, FILES, COORDINATES or PARTS."""
+        return str(getattr(self.module, constant, default))
+
+    @cached_property
+    def version(self) -> str:
+        """Version of the package that the converter comes from."""
+        return str(getattr(self.module, "__version__", __version__))
+
+    @cached_property
+    def options(self) -> tuple[Option, ...]:
+        """The converter's own options, in the order of its signature."""
+        hints = get_type_hints(self.module.convert, include_extras=True)
+        found = []
+        for parameter in inspect.signature(self.module.convert).parameters.values():
+            if parameter.kind is not inspect.Parameter.KEYWORD_ONLY or parameter.name == "part":
+                continue
+            hint = hints[parameter.name]
+            annotation, *notes = get_args(hint) if hasattr(hint, "__metadata__") else (hint,)
+            help_text = next((note for note in notes if isinstance(note, str)), "")
+            found.append(Option(parameter.name, annotation, parameter.default, help_text))
+        return tuple(found)
+
+    def splits(self, raw: Path, options: Mapping[str, object]) -> list[str]:
+        """Return the splits present in the raw folder, in the converter's order.
+
+        Raises:
+            SourceError: None is.
+        """
+        if hasattr(self.module, "splits"):
+            present = list(self.module.splits(raw, **options))
+        elif hasattr(self.module, "sources"):
+            present = [
+                split for split in self.module.SPLITS if self._has_sources(raw, split, options)
+            ]
+        else:
+            present = list(self.module.SPLITS)
+        if not present:
+            raise SourceError(f"{raw}: holds no split of {self.name}; {self.expected()}")
+        return present
+
+    def expected(self) -> str:
+        """Return the clause on which raw files are expected and where they come from."""
+        files = self.declared("FILES") or f"the files named in {self.module.__name__}"
+        source = self.declared("SOURCE")
+        return f"expected {files}" + (f", from {source}" if source else "")
+
+    def sources(self, raw: Path, split: str, options: Mapping[str, object]) -> list[Path]:
+        """Return the annotation files of a split; every file of the folder when not declared."""
+        if hasattr(self.module, "sources"):
+            return list(self.module.sources(raw, split, **options))
+        return sorted(path for path in raw.rglob("*") if path.is_file())
+
+    def parts(self, raw: Path, split: str, options: Mapping[str, object]) -> list[Part] | None:
+        """Return the independent pieces of a split, or None for a converter without parts."""
+        if not hasattr(self.module, "parts"):
+            return None
+        return list(self.module.parts(raw, split, **options))
+
+    def convert(self, raw: Path, split: str, options: Mapping[str, object]) -> Iterator[Result]:
+        """Yield the results of a whole split."""
+        return iter(self.module.convert(raw, split, **options))
+
+    def convert_part(
+        self, raw: Path, split: str, part: Part, options: Mapping[str, object]
+    ) -> Iterator[Result]:
+        """Yield the results of one part."""
+        return iter(self.module.convert_part(raw, split, part, **options))
+
+    def image_root(self, raw: Path, options: Mapping[str, object]) -> Path:
+        """Return the folder that the paths of raw pictures start from."""
+        if hasattr(self.module, "image_root"):
+            return Path(self.module.image_root(raw, **options))
+        return raw
+
+    def _has_sources(self, raw: Path, split: str, options: Mapping[str, object]) -> bool:
+        try:
+            return all(path.exists() for path in self.sources(raw, split, options))
+        except SourceError:
+            return False
+
+
+def converter_modules() -> dict[str, str]:
+    """Return every converter's name and module path, bundled ones first."""
+    import adapt.converters
+
+    found = {
+        module.name: f"adapt.converters.{module.name}"
+        for module in pkgutil.iter_modules(adapt.converters.__path__)
+        if not module.name.startswith("_")
+    }
+    for point in entry_points(group=GROUP):
+        if point.name in found:
+            raise UsageError(
+                f"converter {point.name}: {point.value} has the name of another converter "
+                f"({found[point.name]}); rename its entry point"
+            )
+        found[point.name] = point.value
+    return dict(sorted(found.items()))
+
+
+def load_converter(name: str) -> Converter:
+    """Return the converter called `name`.
+
+    Raises:
+        UsageError: There is none, with the nearest name.
+    """
+    modules = converter_modules()
+    if name not in modules:
+        raise UsageError(f"no converter is called {name}{nearest(name, modules)}")
+    return Converter(name, import_module(modules[name]))

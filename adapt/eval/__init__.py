@@ -1,0 +1,1 @@
+"""Benchmarks of the paper, one module each, and the metrics they share."""

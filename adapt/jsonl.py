@@ -1,0 +1,156 @@
+"""Read and write JSONL with line numbers, and replace files atomically.
+
+A file appears whole or not at all: it is written beside its place, flushed to the disk, renamed.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgspec
+import orjson
+
+from adapt.errors import EnvironmentFault, RecordError, SourceError
+from adapt.records import RecordLine
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_RECORD = msgspec.json.Decoder(RecordLine)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that replaces `path` when the block ends well, and vanishes otherwise.
+
+    Raises:
+        EnvironmentFault: The disk is full or the folder cannot be written.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False
+        ) as file:
+            temporary = Path(file.name)
+            yield file  # type: ignore[misc]
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+        temporary = None
+    except OSError as error:
+        raise disk_fault(error, path) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def disk_fault(error: OSError, path: Path) -> EnvironmentFault:
+    """Return the one-line failure for an OSError met while writing `path`."""
+    if error.errno in _FULL:
+        return EnvironmentFault(
+            f"{path}: the disk is full (or over quota); free some space and run again"
+        )
+    return EnvironmentFault(f"{path}: cannot be written: {error.strerror or error}")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace `path` by `data` atomically."""
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Replace `path` by `value` as indented JSON, keys in the order given."""
+    write_bytes(path, orjson.dumps(value, option=orjson.OPT_INDENT_2) + b"\n")
+
+
+def write_lines(path: Path, values: Iterable[object]) -> None:
+    """Replace `path` by one JSON object a line."""
+    encode = msgspec.json.Encoder().encode
+    with atomic_file(path) as file:
+        for value in values:
+            file.write(encode(value) + b"\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        SourceError: It is missing, a folder, empty or not JSON; with line and column.
+    """
+    data = read_bytes(path)
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise SourceError(
+            f"{path}:{error.lineno}:{error.colno}: not valid JSON ({error.msg.lower()}); "
+            f"the file may be cut off: fetch it again"
+        ) from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a whole file that must exist and hold something.
+
+    Raises:
+        SourceError: It is missing, a folder, empty or unreadable.
+    """
+    require_file(path)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def require_file(path: Path) -> None:
+    """Make sure that `path` is a file that holds something.
+
+    Raises:
+        SourceError: It is missing, a folder or empty.
+    """
+    if path.is_dir():
+        raise SourceError(f"{path}: is a folder, expected a file")
+    if not path.exists():
+        raise SourceError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise SourceError(f"{path}: the file is empty")
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield (line number from 1, line without its end) of a text file; blank lines are passed over.
+
+    Raises:
+        SourceError: The file is missing, a folder or empty.
+    """
+    require_file(path)
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if stripped := line.strip():
+                yield number, stripped
+
+
+def read_records(path: Path) -> Iterator[tuple[int, RecordLine]]:
+    """Yield (line number, record) of a records file.
+
+    Raises:
+        RecordError: A line is not a record; `adapt check` lists every problem.
+    """
+    for number, line in read_lines(path):
+        try:
+            yield number, _RECORD.decode(line)
+        except (msgspec.ValidationError, msgspec.DecodeError) as error:
+            raise RecordError(
+                f"{path}:{number}: not a record: {error}; run adapt check {path}"
+            ) from error
+
+
+def sha256_file(path: Path) -> str:
+    """Return the sha256 of a file in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

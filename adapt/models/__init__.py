@@ -1,0 +1,1 @@
+"""Checkpoints: presets, tokenizers, chat templates, import, export, Mono-InternVL."""

@@ -1,0 +1,1 @@
+"""Training: dataset, collation, loss, loop, checkpoints."""

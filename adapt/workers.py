@@ -1,0 +1,106 @@
+"""Map a function over tasks in worker processes, in order of completion.
+
+Workers end with their parent, whatever ends it; a lost worker is an error, never a hang.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from multiprocessing.connection import wait as wait_for_handles
+from typing import TypeVar
+
+from adapt.errors import EnvironmentFault
+
+WAITING_PER_WORKER = 4
+
+TaskType = TypeVar("TaskType")
+ResultType = TypeVar("ResultType")
+
+
+def cpu_count() -> int:
+    """Return the number of cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def map_unordered(
+    function: Callable[[TaskType], ResultType],
+    tasks: Iterable[TaskType],
+    *,
+    workers: int,
+    setup: Callable[[], None] | None = None,
+) -> Iterator[tuple[TaskType, ResultType]]:
+    """Yield (task, result) as they complete; `tasks` is read as workers become free.
+
+    Args:
+        function: Top-level function of one task.
+        tasks: Picklable tasks.
+        workers: Processes; 1 does the work in this process.
+        setup: Called once in each worker before its first task.
+
+    Raises:
+        EnvironmentFault: A worker was killed (memory, usually).
+    """
+    if workers <= 1:
+        if setup is not None:
+            setup()
+        for task in tasks:
+            yield task, function(task)
+        return
+    executor = ProcessPoolExecutor(
+        max_workers=workers,
+        mp_context=multiprocessing.get_context("forkserver"),
+        initializer=_start_worker,
+        initargs=(setup,),
+    )
+    try:
+        yield from _drain(executor, function, iter(tasks), workers * WAITING_PER_WORKER)
+    except BrokenProcessPool as error:
+        raise EnvironmentFault(
+            "a worker process was killed, often for lack of memory; "
+            "run the same command again to go on, with fewer --workers if it repeats"
+        ) from error
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _drain(
+    executor: ProcessPoolExecutor,
+    function: Callable[[TaskType], ResultType],
+    tasks: Iterator[TaskType],
+    window: int,
+) -> Iterator[tuple[TaskType, ResultType]]:
+    running: dict[Future[ResultType], TaskType] = {}
+    while True:
+        for task in islice(tasks, window - len(running)):
+            running[executor.submit(function, task)] = task
+        if not running:
+            return
+        done, _ = wait(running, return_when=FIRST_COMPLETED)
+        for future in done:
+            task = running.pop(future)
+            yield task, future.result()
+
+
+def _start_worker(setup: Callable[[], None] | None) -> None:
+    # The parent handles Ctrl-C for all; a worker only has to notice that the parent is gone.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if setup is not None:
+        setup()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait_for_handles([parent.sentinel])
+        os._exit(1)
