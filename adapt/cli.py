@@ -38,6 +38,7 @@ app.add_typer(recipes_app, name="recipes")
 app.add_typer(eval_app, name="eval")
 
 INTERNAL_ERROR = 70
+INTERRUPTED = "interrupted; run the same command again to go on"
 
 
 class Terminated(BaseException):
@@ -125,15 +126,22 @@ def plan(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="key=value: override a recipe field.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the plan here (plan.parquet).")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of plan.parquet (default: plan in the run's).")
+    ] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs to estimate memory and time for.")] = 8,
+    tflops: Annotated[
+        float, typer.Option(min=1e-6, help="TFLOP/s a GPU is assumed to sustain.")
+    ] = 125.0,
 ) -> None:
     """Tokens, tiles, packs, steps, memory and time; loads no weights.
 
     Example: adapt plan recipes/drivelm.yaml --set model=tiny
     """
+    _require("plan", "transformers", "train")
     from adapt.plan import run_plan
 
-    run_plan(recipe, tuple(set_ or ()), out=out)
+    run_plan(recipe, tuple(set_ or ()), out=out, gpus=gpus, tflops=tflops)
 
 
 @app.command()
@@ -204,12 +212,19 @@ def eval_drivelm(
         str | None, typer.Option(help="OpenAI-compatible endpoint of the judge.")
     ] = None,
     judge_model: Annotated[str, typer.Option(help="Model name sent to the judge.")] = "judge",
+    judge_cache: Annotated[
+        Path | None, typer.Option(help="Replies so far (default: PREDICTIONS.judge.jsonl).")
+    ] = None,
+    judge_workers: Annotated[int, typer.Option(help="Requests to the judge at one time.")] = 8,
+    judge_timeout: Annotated[float, typer.Option(help="Seconds until a request is lost.")] = 60.0,
+    judge_retries: Annotated[int, typer.Option(help="Further tries of a lost request.")] = 4,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the report here as JSON.")
     ] = None,
 ) -> None:
     """The DriveLM challenge score: judge, language, match, accuracy.
 
+    The judge's key, where it wants one, is taken from the environment: ADAPT_JUDGE_KEY.
     Example: adapt eval drivelm --predictions answers.jsonl --truth data/domain/drivelm/val.jsonl
     """
     _require("eval", "pycocoevalcap", "eval")
@@ -222,6 +237,10 @@ def eval_drivelm(
             judge_scores=judge_scores,
             judge_url=judge_url,
             judge_model=judge_model,
+            judge_cache=judge_cache,
+            judge_workers=judge_workers,
+            judge_timeout_s=judge_timeout,
+            judge_retries=judge_retries,
             json_file=json_file,
         )
     )
@@ -230,7 +249,7 @@ def eval_drivelm(
 @recipes_app.command("list")
 def recipes_list() -> None:
     """Every shipped recipe with its domain and one line of what it is."""
-    from adapt.recipe import print_recipes
+    from adapt.recipe_view import print_recipes
 
     print_recipes()
 
@@ -238,7 +257,7 @@ def recipes_list() -> None:
 @recipes_app.command("show")
 def recipes_show(name: Annotated[str, typer.Argument(help="Recipe name or file.")]) -> None:
     """A recipe with every default filled in."""
-    from adapt.recipe import print_recipe
+    from adapt.recipe_view import print_recipe
 
     print_recipe(name)
 
@@ -252,7 +271,7 @@ def recipes_copy(
 
     Example: adapt recipes copy medical my.yaml
     """
-    from adapt.recipe import copy_recipe
+    from adapt.recipe_view import copy_recipe
 
     copy_recipe(name, out)
 
@@ -302,19 +321,24 @@ def run(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         command = typer.main.get_command(app)
-        return int(command.main(arguments, prog_name="adapt", standalone_mode=False) or 0)
+        status = int(command.main(arguments, prog_name="adapt", standalone_mode=False) or 0)
+        # typer turns Ctrl-C into this status without a word.
+        return _fail(INTERRUPTED, status) if status == 130 else status
     except AdaptError as error:
         return _fail(str(error), error.exit_status)
     except typer.TyperException as error:
         return _fail(error.format_message(), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted; run the same command again to go on", 130)
+        return _fail(INTERRUPTED, 130)
     except Terminated:
         return _fail("terminated; run the same command again to go on", 143)
     except BrokenPipeError:
         # The reader of our output left (`adapt ... | head`): nothing more to say to it.
         sys.stderr.close()
         return 0
+    except OSError as error:
+        # Reading and writing name their errors; what is left is a disk or a right.
+        return _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 4)
     except Exception:  # noqa: BLE001  the one place where a bug is told from a user's mistake
         traceback.print_exc()
         return INTERNAL_ERROR

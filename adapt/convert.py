@@ -284,9 +284,13 @@ class _Split:
         with progress(f"{self._converter.name} {self._split}", total, unit) as advance:
             workers = self._asked.workers or cpu_count()
             work: Callable[[Task], Ledger] = partial(_work, job)
-            for _, part_ledger in map_unordered(
-                work, remaining(), workers=min(workers, total or workers)
-            ):
+            done = map_unordered(
+                work,
+                remaining(),
+                workers=min(workers, total or workers),
+                preload=("adapt.convert",),
+            )
+            for _, part_ledger in done:
                 ledger.add(part_ledger)
                 advance(1)
         return ledger, outcomes

@@ -35,6 +35,7 @@ from adapt.records import Part, Result
 
 GROUP = "adapt.converters"
 ROLES = ("domain", "general")
+ANNOTATIONS = {".csv", ".json", ".jsonl", ".parquet", ".tsv", ".txt", ".xml", ".yaml", ".yml"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +143,10 @@ class Converter:
         return f"expected {files}" + (f", from {source}" if source else "")
 
     def sources(self, raw: Path, split: str, options: Mapping[str, object]) -> list[Path]:
-        """Return the annotation files of a split; every file of the folder when not declared."""
+        """Return the annotation files of a split; when not declared, every file of their kinds."""
         if hasattr(self.module, "sources"):
             return list(self.module.sources(raw, split, **options))
-        return sorted(path for path in raw.rglob("*") if path.is_file())
+        return sorted(path for path in raw.rglob("*") if path.suffix.lower() in ANNOTATIONS)
 
     def parts(self, raw: Path, split: str, options: Mapping[str, object]) -> list[Part] | None:
         """Return the independent pieces of a split, or None for a converter without parts."""

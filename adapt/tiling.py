@@ -256,11 +256,9 @@ def draw_jpeg_qualities(count: int, *key: int) -> list[int]:
         key: What the draw depends on: seed, epoch, row of the mix, number of the image.
     """
     seed = hashlib.sha256(",".join(map(str, key)).encode()).digest()
-    draw = np.random.Generator(np.random.PCG64(int.from_bytes(seed[:8], "little")))
-    return [
-        int(quality)
-        for quality in draw.integers(JPEG_QUALITIES.start, JPEG_QUALITIES.stop, size=count)
-    ]
+    # The raw stream is the part of a generator that numpy promises to keep.
+    draws = np.random.PCG64(int.from_bytes(seed)).random_raw(count)
+    return [JPEG_QUALITIES[int(draw % len(JPEG_QUALITIES))] for draw in draws]
 
 
 def _resized(image: Image.Image, width: int, height: int) -> Pixels:

@@ -37,6 +37,7 @@ def map_unordered(
     *,
     workers: int,
     setup: Callable[[], None] | None = None,
+    preload: tuple[str, ...] = (),
 ) -> Iterator[tuple[TaskType, ResultType]]:
     """Yield (task, result) as they complete; `tasks` is read as workers become free.
 
@@ -45,6 +46,7 @@ def map_unordered(
         tasks: Picklable tasks.
         workers: Processes; 1 does the work in this process.
         setup: Called once in each worker before its first task.
+        preload: Modules that the workers share from the start, imported once for all of them.
 
     Raises:
         EnvironmentFault: A worker was killed (memory, usually).
@@ -55,9 +57,11 @@ def map_unordered(
         for task in tasks:
             yield task, function(task)
         return
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(preload))
     executor = ProcessPoolExecutor(
         max_workers=workers,
-        mp_context=multiprocessing.get_context("forkserver"),
+        mp_context=context,
         initializer=_start_worker,
         initargs=(setup,),
     )

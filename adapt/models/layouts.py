@@ -20,8 +20,6 @@ from typing import Any, Protocol
 
 import torch
 
-from adapt.errors import CheckpointError
-
 Shape = tuple[int, ...]
 
 

@@ -18,8 +18,6 @@ projector and both experts run even when a row gives them nothing: on zero token
 gather the same parameters in the same order, and the gradients are exact zeros, not missing.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch
@@ -57,7 +55,7 @@ MODEL_TYPE = "mono_internvl"
 
 
 @strict
-class MonoInternVLConfig(PreTrainedConfig):
+class MonoInternVLConfig(PreTrainedConfig):  # type: ignore[misc]
     """What `MonoInternVLForConditionalGeneration` is made of.
 
     Attributes:
@@ -75,13 +73,30 @@ class MonoInternVLConfig(PreTrainedConfig):
         "vision_config": InternVLVisionConfig,
     }
 
-    vision_config: dict[str, Any] | PreTrainedConfig | None = None
-    text_config: dict[str, Any] | PreTrainedConfig | None = None
+    vision_config: Any = None
+    text_config: Any = None
     image_token_id: int = 92546
     image_seq_length: int = 256
     downsample_ratio: float = 0.5
     projector_hidden_act: str = "gelu"
     tie_word_embeddings: bool = False
+
+    def validate_architecture(self) -> None:
+        """Refuse sizes that contradict each other; called by the constructor.
+
+        Raises:
+            ValueError: Tiles and patches do not give `image_seq_length` tokens.
+        """
+        vision = self.vision_config
+        block = round(1 / self.downsample_ratio)
+        rows, columns = (
+            size // patch for size, patch in zip(vision.image_size, vision.patch_size, strict=True)
+        )
+        if rows != columns or rows % block or (rows // block) ** 2 != self.image_seq_length:
+            raise ValueError(
+                f"image_seq_length is {self.image_seq_length}, but {rows}x{columns} patches in "
+                f"blocks of {block}x{block} give {(rows // block) * (columns // block)} tokens"
+            )
 
 
 class Routing(NamedTuple):
@@ -169,7 +184,7 @@ class MonoTextModel(LlamaModel):  # type: ignore[misc]
 class MonoInternVLPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
     """What the two model classes share: features, and how fresh weights are drawn."""
 
-    config_class = MonoInternVLConfig
+    config: MonoInternVLConfig
     base_model_prefix = "model"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
@@ -180,13 +195,19 @@ class MonoInternVLPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
     _supports_flex_attn = True
     _supports_attention_backend = True
 
-    @torch.no_grad()
+    @torch.no_grad()  # type: ignore[untyped-decorator]
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, InternVLVisionEmbeddings):
-            # No layer follows that could tell patches apart: positions start small, not at zero.
+            std = self.config.vision_config.initializer_range
             init.zeros_(module.cls_token)
-            init.normal_(module.position_embeddings, std=self.config.vision_config.initializer_range)
+            init.normal_(module.position_embeddings, std=std)
+
+    def set_attn_implementation(self, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
+        """Switch the attention of the language model; the patch embedding has none."""
+        if isinstance(attn_implementation, str):
+            attn_implementation = {"": attn_implementation, "text_config": attn_implementation}
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)
 
 
 class MonoInternVLModel(MonoInternVLPreTrainedModel):
@@ -328,20 +349,40 @@ class MonoInternVLForConditionalGeneration(MonoInternVLPreTrainedModel, Generati
     def forward(
         self,
         input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> InternVLCausalLMOutputWithPast:
         """Return logits and, given labels, the mean loss of the supervised tokens.
 
+        Generation reads this signature, so it names what MonoInternVLModel.forward takes.
+
         Args:
             input_ids: [batch, tokens].
+            pixel_values: [tiles, 3, height, width], normalised.
+            attention_mask: [batch, tokens]; None when records are packed.
+            position_ids: [batch, tokens].
+            past_key_values: Cache.
+            inputs_embeds: In place of `input_ids`, for text alone.
             labels: [batch, tokens], not shifted; -100 where unsupervised.
             logits_to_keep: Only the last so many positions (0: all), or these positions.
-            **kwargs: Those of MonoInternVLModel.forward.
+            **kwargs: What LlamaModel takes.
         """
         num_items = kwargs.pop("num_items_in_batch", None)
-        outputs = self.model(input_ids=input_ids, **kwargs)
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, keep])
         loss = None

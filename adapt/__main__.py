@@ -1,0 +1,5 @@
+"""`python -m adapt`: the same as the command `adapt`."""
+
+from adapt.cli import main
+
+main()

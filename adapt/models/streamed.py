@@ -1,0 +1,81 @@
+"""Run a native checkpoint without ever holding it: weights come and go with each module.
+
+The model is transformers' own class, built on the meta device. Before a module runs, its own
+weights are read from the safetensors files in float32; after it they are dropped. So a 2B model is
+checked within little more than the memory of its largest matrix, and what is checked is the files.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adapt.models.layouts import Layout
+from adapt.models.lora import Adapter, put_adapter
+from adapt.models.shards import Checkpoint
+
+
+class NativeForward:
+    """Runs a native checkpoint.
+
+    Args:
+        layout: Of the checkpoint.
+        config: Its native config.
+        checkpoint: Its tensors, under their names in memory.
+        adapter: LoRA to put on; its weights stay in memory.
+    """
+
+    def __init__(
+        self, layout: Layout, config: Any, checkpoint: Checkpoint, adapter: Adapter | None = None
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._vocabulary = config.text_config.vocab_size
+        with torch.device("meta"):
+            model = layout.build(config)
+        model.eval().requires_grad_(False)
+        language = model.model.language_model
+        # The rope's frequencies are buffers that no file holds: made anew, off the meta device.
+        language.rotary_emb = type(language.rotary_emb)(config=config.text_config)
+        for name, module in model.named_modules():
+            own = {
+                leaf: f"{name}.{leaf}".lstrip(".")
+                for leaf, _ in module.named_parameters(recurse=False)
+            }
+            if own:
+                module.register_forward_pre_hook(partial(self._fetch, own))
+                module.register_forward_hook(partial(self._drop, own))
+        # The hooks stay on the modules that peft wraps.
+        self._model = model if adapter is None else put_adapter(model, adapter)
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def logits(
+        self, input_ids: Tensor, positions: Tensor, pixel_values: Tensor | None = None
+    ) -> Tensor:
+        """Return the logits of one row; see `OriginalForward.logits`."""
+        outputs = self._model(
+            input_ids=input_ids[None],
+            position_ids=positions[None],
+            pixel_values=pixel_values,
+            attention_mask=None,
+            use_cache=False,
+        )
+        logits: Tensor = outputs.logits[0]
+        return logits
+
+    def _fetch(self, own: dict[str, str], module: nn.Module, _inputs: Any) -> None:
+        for leaf, name in own.items():
+            # A tied head has no tensor of its own.
+            stored = name if name in self._checkpoint.specs else _EMBEDDINGS
+            tensor = self._checkpoint.read(stored).float()
+            module.register_parameter(leaf, nn.Parameter(tensor, requires_grad=False))
+
+    def _drop(self, own: dict[str, str], module: nn.Module, _inputs: Any, _outputs: Any) -> None:
+        for leaf in own:
+            parameter = getattr(module, leaf).to("meta")
+            module.register_parameter(leaf, nn.Parameter(parameter, requires_grad=False))
+
+
+_EMBEDDINGS = "model.language_model.embed_tokens.weight"

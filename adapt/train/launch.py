@@ -1,0 +1,77 @@
+"""`adapt train`: prepare the run, then train in this process, in several, or as one of many.
+
+adapt train RECIPE                  one process a GPU; without a GPU, this one
+adapt train RECIPE --nproc 2        two processes of this machine
+torchrun ... -m adapt train RECIPE  this process is one rank; so with deepspeed and srun
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+from adapt.errors import UsageError
+from adapt.recipe import load_recipe
+from adapt.train.place import Place, find_place
+from adapt.train.processes import rank_command, run_ranks
+from adapt.train.run_folder import RunFolder, prepare
+
+
+def run_train(
+    recipe: Path, overrides: tuple[str, ...] = (), *, resume: bool = False, nproc: int | None = None
+) -> None:
+    """Train a model as a recipe says.
+
+    Args:
+        recipe: File, or name of a shipped recipe.
+        overrides: `key=value` each.
+        resume: Go on from the run's last checkpoint; from the start when it has none.
+        nproc: Processes on this machine; None: one for each GPU, or one.
+
+    Raises:
+        AdaptError: See `adapt.errors`; every one names what to do.
+    """
+    options = load_recipe(recipe, overrides)
+    place = find_place(os.environ)
+    if place is not None:
+        if nproc is not None:
+            raise UsageError(
+                "--nproc is for adapt's own launcher, and another one (torchrun, deepspeed, srun) "
+                "has started this process; leave --nproc out"
+            )
+        run = prepare(options, resume=resume) if place.rank == 0 else RunFolder(options.out)
+        _leave_as_asked(_run_here(run, place))
+        return
+    run = prepare(options, resume=resume)
+    if resume and _finished(run):
+        print(f"{run.folder}: finished already; its model is {run.model}")
+        return
+    count = nproc or _default_processes()
+    if count == 1:
+        _leave_as_asked(_run_here(run, Place()))
+    else:
+        _leave_as_asked(run_ranks(rank_command(str(run.folder)), count, logs=run.logs))
+
+
+def _run_here(run: RunFolder, place: Place) -> int:
+    from adapt.train.session import run_rank
+
+    stopped_by: int = run_rank(run, place)
+    return stopped_by
+
+
+def _finished(run: RunFolder) -> bool:
+    return run.model.exists()
+
+
+def _default_processes() -> int:
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def _leave_as_asked(number: int) -> None:
+    """Let the signal that ended the run do what it would have done at once."""
+    if number:
+        signal.raise_signal(number)

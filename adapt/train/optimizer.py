@@ -1,0 +1,104 @@
+"""AdamW over the trained parameters, and the DeepSpeed configuration around it.
+
+The optimiser is torch's own, handed to `deepspeed.initialize`: DeepSpeed's fused ones compile C++
+or CUDA on first use, which needs a toolchain that many machines lack. The ZeRO settings are a
+shipped file of `recipes/deepspeed` or the user's; what the recipe decides is filled in here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapt.errors import RecipeError
+from adapt.jsonl import read_json
+from adapt.resources import recipes_dir
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from adapt.recipe import Recipe
+
+_RECIPE_DECIDES = {
+    "train_batch_size": "gradient_accumulation",
+    "train_micro_batch_size_per_gpu": "max_pack_tokens",
+    "gradient_accumulation_steps": "gradient_accumulation",
+    "gradient_clipping": "max_grad_norm",
+    "optimizer": "learning_rate, weight_decay, betas, eps",
+    "scheduler": "schedule, warmup_ratio",
+    "bf16": "dtype",
+    "fp16": "dtype",
+}
+"""Keys of a DeepSpeed file that stand in the recipe, and where there."""
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return the trained parameters in two groups: with weight decay, and without.
+
+    Biases, norms, layer scales and the class token, which are vectors, are not decayed. An empty
+    group is left out.
+    """
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            # Of a shape such as [1, 1, hidden] only one side is more than 1.
+            vector = sum(side > 1 for side in parameter.shape) <= 1
+            (plain if vector else decayed).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Return AdamW over what `model` trains.
+
+    Raises:
+        RecipeError: Nothing is trained.
+    """
+    import torch
+
+    groups = parameter_groups(model, recipe.weight_decay)
+    if not groups:
+        raise RecipeError(f"method {recipe.method}: no parameter is trained; choose another method")
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.eps)
+
+
+def deepspeed_config(recipe: Recipe, *, trained: int) -> dict[str, Any]:
+    """Return the configuration for `deepspeed.initialize`.
+
+    Args:
+        recipe: Names the file, and decides the rest.
+        trained: Parameters that are trained: no bucket need be larger.
+
+    Raises:
+        RecipeError: The file is no JSON object, or sets what the recipe decides.
+    """
+    path = recipes_dir() / "deepspeed" / f"{recipe.deepspeed}.json"
+    if not path.is_file():
+        path = Path(recipe.deepspeed)
+    settings = read_json(path)
+    if not isinstance(settings, dict):
+        raise RecipeError(f"{path}: holds a {type(settings).__name__}, expected a JSON object")
+    for key, field in _RECIPE_DECIDES.items():
+        if settings.get(key, "auto") != "auto":
+            raise RecipeError(f"{path}: sets {key}, which the recipe decides ({field}); remove it")
+        settings.pop(key, None)
+    zero = settings.get("zero_optimization", {})
+    for bucket in ("reduce_bucket_size", "allgather_bucket_size"):
+        if isinstance(zero.get(bucket), int):
+            zero[bucket] = min(zero[bucket], trained)
+    return settings | {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": recipe.gradient_accumulation,
+        "gradient_clipping": recipe.max_grad_norm,
+        "bf16": {"enabled": recipe.dtype == "bf16"},
+        "zero_allow_untested_optimizer": True,
+        # With offload DeepSpeed would insist on its own CPU Adam, which has to be compiled.
+        "zero_force_ds_cpu_optimizer": False,
+        # Its own progress lines are not wanted.
+        "steps_per_print": 2**31,
+    }

@@ -1,0 +1,56 @@
+"""A rank as a process of its own: `python -m adapt.train.rank RUN`.
+
+Our launcher starts it; its place is in the environment. What it fails of goes into RUN/logs, where
+the launcher looks for its last words.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from adapt.errors import AdaptError
+from adapt.train.place import find_place
+from adapt.train.processes import LAUNCHER, leave_with
+from adapt.train.run_folder import RunFolder
+from adapt.train.session import run_rank
+
+BUG = 70
+
+
+def main(folder: str) -> int:
+    """Run a rank of the run in `folder` and return its exit status."""
+    run = RunFolder(Path(folder))
+    place = find_place(os.environ)
+    assert place is not None
+    leave_with(int(os.environ[LAUNCHER]))
+    signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGINT, _leave)
+    log = run.logs / f"rank-{place.rank}.log"
+    try:
+        stopped_by = run_rank(run, place)
+        return 128 + stopped_by if stopped_by else 0
+    except AdaptError as error:
+        _append(log, str(error))
+        return error.exit_status
+    except Exception:  # noqa: BLE001  told to the launcher, which ends the run with it
+        _append(log, traceback.format_exc())
+        return BUG
+
+
+def _append(log: Path, text: str) -> None:
+    with log.open("a") as file:
+        file.write(f"{text.rstrip()}\n")
+
+
+def _leave(number: int, _frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

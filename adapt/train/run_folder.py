@@ -1,0 +1,220 @@
+"""The folder of a run: what is in it, and whether a run may begin or go on there.
+
+RUN/
+    recipe.yaml      every option, defaults filled in
+    versions.json    what it ran on
+    plan/            plan.parquet
+    metrics.jsonl    a line a step; tensorboard/ has the same
+    unreadable.jsonl records that were left out, when the recipe allows it
+    checkpoints/     see adapt.train.checkpoint
+    logs/            what ranks wrote, when there are several
+    adapter/         LoRA: the adapter alone
+    model/           the result, a checkpoint for adapt predict and transformers
+    README.md        model card
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adapt import __version__
+from adapt.errors import RecipeError, UsageError
+from adapt.jsonl import write_bytes, write_json
+from adapt.options import as_plain
+from adapt.recipe import Recipe, load_recipe, recipes_for
+from adapt.recipe_view import render_recipe
+from adapt.resources import ROOT
+from adapt.train.run_state import find_latest
+
+if TYPE_CHECKING:
+    from adapt.mix import Mix
+    from adapt.models.handle import ModelHandle
+    from adapt.plan import Plan
+
+MAY_CHANGE = frozenset(
+    {
+        "name",
+        "description",
+        "domains",
+        "ratio",
+        "mix",
+        "out",
+        "save_every",
+        "keep_checkpoints",
+        "log_every",
+        "tensorboard",
+        "data_workers",
+        "max_unreadable",
+    }
+)
+"""Options that a resumed run may have otherwise: they change no step. The mix may move."""
+_LIBRARIES = ("torch", "deepspeed", "transformers", "peft", "tokenizers", "safetensors", "numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Paths of a run."""
+
+    folder: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.folder / "recipe.yaml"
+
+    @property
+    def plan(self) -> Path:
+        """Folder of the plan."""
+        return self.folder / "plan"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.folder / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The trained model."""
+        return self.folder / "model"
+
+    @property
+    def adapter(self) -> Path:
+        """The adapter alone, of a LoRA run."""
+        return self.folder / "adapter"
+
+    @property
+    def logs(self) -> Path:
+        """Folder of the ranks' logs."""
+        return self.folder / "logs"
+
+    @property
+    def metrics(self) -> Path:
+        """A line for each step."""
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def unreadable(self) -> Path:
+        """A line for each record left out."""
+        return self.folder / "unreadable.jsonl"
+
+
+def prepare(recipe: Recipe, *, resume: bool) -> RunFolder:
+    """Make a run's folder ready, plan included, before any rank starts.
+
+    Args:
+        recipe: Of the run.
+        resume: Whether to go on with a run that is there.
+
+    Raises:
+        UsageError: A run is there and `resume` is not given.
+        RecipeError: The run that is there has another recipe or plan.
+    """
+    from adapt.mix import read_mix
+    from adapt.models.handle import open_model
+
+    run = RunFolder(recipe.out)
+    if resume and run.recipe.exists():
+        _compare_recipes(load_recipe(run.recipe), recipe, run)
+    elif find_latest(run.checkpoints) is not None or run.model.exists():
+        raise UsageError(
+            f"{run.folder}: holds a run already; --resume goes on with it, "
+            f"--set out=FOLDER starts another"
+        )
+    mix = read_mix(recipe.mix)
+    warn_of_domain(recipe, mix)
+    handle = open_model(recipe.model)
+    plan = _ready_plan(recipe, handle, mix, run, resume=resume)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_bytes(run.recipe, render_recipe(recipe).encode())
+    write_json(run.folder / "versions.json", versions())
+    print(
+        f"{run.folder}: {plan.num_records} records in {plan.num_packs} packs; "
+        f"model {handle.name}, method {recipe.method}, {recipe.deepspeed}, {recipe.dtype}"
+    )
+    return run
+
+
+def _compare_recipes(before: Recipe, now: Recipe, run: RunFolder) -> None:
+    old, new = as_plain(before), as_plain(now)
+    changed = [
+        f"{key} was {old[key]!r}, is {new[key]!r}"
+        for key in old
+        if key not in MAY_CHANGE and old[key] != new[key]
+    ]
+    if changed:
+        raise RecipeError(
+            f"{run.folder}: cannot resume with another recipe: {'; '.join(changed)}; "
+            f"take these back, or start another run with --set out=FOLDER"
+        )
+
+
+def _ready_plan(
+    recipe: Recipe, handle: ModelHandle, mix: Mix, run: RunFolder, *, resume: bool
+) -> Plan:
+    """Return the run's plan, written to its folder; a resumed run keeps the one it has."""
+    from adapt.plan import FILE, build_plan, load_plan, mix_digest
+
+    if resume and (run.plan / FILE).exists():
+        plan = load_plan(run.plan)
+        if plan.about["mix"] != mix_digest(mix):
+            raise RecipeError(
+                f"{run.folder}: its plan was made for another mix than {recipe.mix} now is; mix "
+                f"as before, or start another run with --set out=FOLDER"
+            )
+        return plan
+    plan = build_plan(recipe, handle)
+    if plan.num_packs == 0:
+        raise RecipeError(f"{recipe.mix}: no record fits the recipe's limits; nothing to train on")
+    # What an earlier attempt left, that came to no checkpoint.
+    for stale in (run.checkpoints, run.folder / "tensorboard", run.logs):
+        shutil.rmtree(stale, ignore_errors=True)
+    for file in (run.metrics, run.unreadable):
+        file.unlink(missing_ok=True)
+    plan.save(run.plan)
+    return plan
+
+
+def warn_of_domain(recipe: Recipe, mix: Mix) -> None:
+    """Say so when the mix is of another domain than the recipe is for."""
+    found = {source.domain for source in mix.manifest.sources if source.role == "domain"} - {""}
+    if not recipe.domains or not found or found & set(recipe.domains):
+        return
+    fitting = sorted({name for domain in found for name in recipes_for(domain)})
+    advice = f"the recipe for it is {' or '.join(fitting)}" if fitting else "no recipe is for it"
+    print(
+        f"note: recipe {recipe.name} is for {', '.join(recipe.domains)}, the mix {recipe.mix} is "
+        f"of {', '.join(sorted(found))}: {advice}; going on"
+    )
+
+
+def versions() -> dict[str, Any]:
+    """Return what the run runs on: adapt and its commit, libraries, Python, GPUs."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "adapt": __version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "gpus": gpus,
+        "cuda": torch.version.cuda,
+        **{name: importlib.metadata.version(name) for name in _LIBRARIES},
+    }
+
+
+def _commit() -> str | None:
+    """Return the commit of a checkout of adapt, None when it is installed otherwise."""
+    top = ROOT.parent
+    if not (top / ".git").exists() or shutil.which("git") is None:
+        return None
+    done = subprocess.run(
+        ["git", "-C", str(top), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() if done.returncode == 0 else None

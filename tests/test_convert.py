@@ -1,0 +1,400 @@
+"""The conversion runner, driven by an outside converter through its entry point."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from PIL import Image
+
+from adapt.cli import run
+from adapt.resources import schema_path
+
+PLUGIN = Path(__file__).parent / "plugin"
+COLOURS = ("red", "lime", "blue", "yellow")
+
+Command = Callable[..., int]
+
+
+@pytest.fixture(autouse=True)
+def plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Install the outside converters the way pip does: metadata on the import path."""
+    monkeypatch.syspath_prepend(str(PLUGIN))
+    monkeypatch.setenv("PYTHONPATH", str(PLUGIN))
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    rows = [{"name": f"s{i}", "colour": COLOURS[i % 4]} for i in range(6)]
+    write_rows(folder, "train", rows)
+    write_rows(folder, "val", rows[:2])
+    return folder
+
+
+def write_rows(raw: Path, split: str, rows: list[dict[str, Any]]) -> None:
+    (raw / f"{split}.json").write_text(json.dumps(rows))
+
+
+def convert(raw: Path, out: Path, *options: str) -> int:
+    return run(["convert", "shapes", str(raw), "--out", str(out), *options])
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Return every file below `folder` with its content."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def manifest(out: Path) -> dict[str, Any]:
+    return json.loads((out / "dataset.json").read_text())  # type: ignore[no-any-return]
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_conversion_writes_records_pictures_and_manifest(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert convert(raw, out, "--workers", "2") == 0
+    assert sorted(tree(out)) == [
+        "dataset.json",
+        *[f"images/s{i}.png" for i in range(6)],
+        "skipped.jsonl",
+        "train.jsonl",
+        "val.jsonl",
+    ]
+    assert lines(out / "train.jsonl")[1] == {
+        "id": "shapes/train/1",
+        "image": ["images/s1.png"],
+        "width_list": [8],
+        "height_list": [8],
+        "conversations": [
+            {"from": "human", "value": "<image>\nWhat colour is this square?"},
+            {"from": "gpt", "value": "lime"},
+        ],
+        "task": "classification",
+        "source": {"dataset": "shapes", "split": "train", "row": "1"},
+        "extra": "",
+    }
+    described = manifest(out)
+    Draft202012Validator(json.loads(schema_path("dataset").read_text())).validate(described)
+    assert described["root"] == "."
+    assert list(described["splits"]) == ["train", "val"]
+    assert described["splits"]["val"]["ledger"]["units_in"] == 2
+    assert "6 read = 6 used + 0 skipped + 0 not in this split; 6 records" in capsys.readouterr().out
+
+
+def test_output_is_the_same_for_any_number_of_workers(raw: Path, tmp_path: Path) -> None:
+    rows = [{"name": f"s{i % 7}", "colour": COLOURS[i % 7 % 4]} for i in range(40)]
+    rows[5]["bad"] = "no colour"
+    rows[9]["twice"] = "yes"
+    write_rows(raw, "train", rows)
+    trees = []
+    for workers in ("1", "2", "3"):
+        out = tmp_path / workers
+        assert convert(raw, out, "--workers", workers, "--max-skips", "1") == 0
+        trees.append(tree(out))
+    assert trees[0] == trees[1] == trees[2]
+
+
+def test_the_ledger_counts_every_unit_once(raw: Path, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"name": "a", "colour": "red", "twice": 1},
+        {"name": "b", "colour": "red", "split": "val"},
+        {"bad": "no name"},
+        {"name": "c", "colour": "red", "broken": 1},
+        {"name": "d", "colour": "red", "broken": 1, "twice": 1},
+        {"name": "e", "colour": "blue"},
+    ]
+    write_rows(raw, "train", rows)
+    out = tmp_path / "out"
+    assert convert(raw, out, "--split", "train", "--max-skips", "3") == 0
+    assert manifest(out)["splits"]["train"]["ledger"] == {
+        "units_in": 6,
+        "used": 2,
+        "skipped": 3,
+        "not_in_split": 1,
+        "records": 3,
+        "objects_dropped": 0,
+        "skip_reasons": {"bad-row": 1, "image-broken": 2},
+        "drop_reasons": {},
+        "notes": {},
+    }
+    assert [
+        (line["place"], line["reason"], line["units"]) for line in lines(out / "skipped.jsonl")
+    ] == [
+        ("train.json[2]", "bad-row", 1),
+        ("shapes/train/3", "image-broken", 1),
+        ("shapes/train/4", "image-broken", 1),
+        ("shapes/train/4#2", "image-broken", 0),
+    ]
+    assert [record["id"] for record in lines(out / "train.jsonl")] == [
+        "shapes/train/0",
+        "shapes/train/0#2",
+        "shapes/train/5",
+    ]
+
+
+def test_too_many_skips_leave_no_records_and_keep_the_state(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_rows(raw, "train", [{"name": "a", "colour": "red"}, {"bad": "torn"}])
+    out = tmp_path / "out"
+    assert convert(raw, out, "--split", "train") == 3
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == (
+        "adapt: shapes train: 1 of 2 units lost, allowed 0 (skipped: 1 bad-row); "
+        f"see {out}/skipped.jsonl; mend them, or allow them with --max-skips 1"
+    )
+    assert not (out / "train.jsonl").exists()
+    assert not (out / "dataset.json").exists()
+    assert lines(out / "skipped.jsonl")[0]["detail"] == "torn"
+    assert (out / ".adapt" / "train" / "000000.part").exists()
+    assert convert(raw, out, "--split", "train", "--max-skips", "1") == 0
+    assert len(lines(out / "train.jsonl")) == 1
+    assert not (out / ".adapt").exists()
+
+
+def test_a_second_run_does_nothing_and_says_so(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert convert(raw, out) == 0
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert convert(raw, out) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "shapes train: nothing to do: 6 records of the same input and options",
+        "shapes val: nothing to do: 2 records of the same input and options",
+    ]
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+
+
+def test_other_options_are_refused_without_overwrite(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert convert(raw, out) == 0
+    capsys.readouterr()
+    assert convert(raw, out, "--style", "short") == 2
+    assert capsys.readouterr().err == (
+        f"adapt: {out}: train was made with option style long, now short; --overwrite replaces it\n"
+    )
+    assert convert(raw, out, "--style", "short", "--overwrite") == 0
+    assert lines(out / "val.jsonl")[0]["conversations"][0]["value"] == "<image>\nColour?"
+
+
+def test_another_input_is_refused_and_overwrite_makes_pictures_again(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert convert(raw, out, "--split", "val") == 0
+    write_rows(raw, "val", [{"name": "s0", "colour": "blue"}])
+    assert convert(raw, out, "--split", "val") == 2
+    assert "another content of val.json" in capsys.readouterr().err
+    assert convert(raw, out, "--split", "val", "--overwrite") == 0
+    with Image.open(out / "images" / "s0.png") as image:
+        assert image.getpixel((0, 0)) == (0, 0, 255)
+
+
+def test_a_missing_picture_is_made_again(raw: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert convert(raw, out) == 0
+    whole = tree(out)
+    kept = (out / "images" / "s4.png").stat().st_mtime_ns
+    (out / "images" / "s3.png").unlink()
+    assert convert(raw, out) == 0
+    assert tree(out) == whole
+    assert (out / "images" / "s4.png").stat().st_mtime_ns == kept
+
+
+def test_a_mended_raw_file_is_taken_on_the_next_run(raw: Path, tmp_path: Path) -> None:
+    """A part that lost units is done again on resume."""
+    listing = tmp_path / "listing"
+    listing.mkdir()
+    (listing / "list.json").write_text(
+        json.dumps([{"question": "q", "answer": "a", "image": "x.png"}])
+    )
+    out = tmp_path / "out"
+    arguments = ["convert", "listing", str(listing), "--out", str(out)]
+    assert run(arguments) == 3
+    assert lines(out / "skipped.jsonl")[0]["reason"] == "image-missing"
+    Image.new("RGB", (5, 4)).save(listing / "x.png")
+    assert run(arguments) == 0
+    record = lines(out / "train.jsonl")[0]
+    assert (record["width_list"], record["height_list"]) == ([5], [4])
+    assert (out / manifest(out)["root"] / record["image"][0]).resolve() == listing / "x.png"
+
+
+def test_a_converter_without_parts_is_counted_too(tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    rows: list[dict[str, Any]] = [{"question": f"q{i}", "answer": "a"} for i in range(600)]
+    rows[3] = {"question": "q", "answer": ""}
+    rows[4] = {"other": True}
+    (raw / "list.json").write_text(json.dumps(rows))
+    out = tmp_path / "out"
+    arguments = ["convert", "listing", str(raw), "--out", str(out)]
+    assert run([*arguments, "--max-skips", "1"]) == 0
+    ledger = manifest(out)["splits"]["train"]["ledger"]
+    assert [ledger[key] for key in ("units_in", "used", "skipped", "not_in_split")] == [
+        600,
+        598,
+        1,
+        1,
+    ]
+    assert run([*arguments, "--limit", "10", "--max-skips", "1", "--overwrite"]) == 0
+    assert manifest(out)["splits"]["train"]["ledger"]["units_in"] == 10
+
+
+def test_limit_takes_the_first_units(raw: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert convert(raw, out, "--limit", "3") == 0
+    assert [record["id"] for record in lines(out / "train.jsonl")] == [
+        f"shapes/train/{i}" for i in range(3)
+    ]
+    assert manifest(out)["splits"]["train"]["ledger"]["units_in"] == 3
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_at_random_moments_gives_the_same_bytes(
+    raw: Path, tmp_path: Path, seed: int
+) -> None:
+    rows = [{"name": f"s{i}", "colour": COLOURS[i % 4]} for i in range(60)]
+    write_rows(raw, "train", rows)
+    undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
+    command = [sys.executable, "-m", "adapt", "convert", "shapes", str(raw), "--split", "train"]
+    command += ["--delay-s", "0.02", "--workers", "2", "--out"]
+    start = time.monotonic()
+    subprocess.run([*command, str(undisturbed)], check=True, stderr=subprocess.DEVNULL)
+    whole_s = time.monotonic() - start
+    chance = random.Random(seed)
+    for _ in range(6):
+        process = subprocess.Popen([*command, str(out)], stderr=subprocess.DEVNULL)
+        time.sleep(whole_s * chance.uniform(0.2, 0.9))
+        process.kill()
+        process.wait()
+    assert subprocess.run([*command, str(out)], check=False).returncode == 0
+    assert tree(out) == tree(undisturbed)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_work_is_resumable(raw: Path, tmp_path: Path, number: int, status: int) -> None:
+    write_rows(raw, "train", [{"name": f"s{i}", "colour": "red"} for i in range(30)])
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "adapt", "convert", "shapes", str(raw), "--out", str(out)]
+    process = subprocess.Popen(
+        [*command, "--split", "train", "--delay-s", "0.2", "--workers", "2"],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not list(out.glob(".adapt/train/*.part")):
+        time.sleep(0.05)
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    _, errors = process.communicate()
+    assert process.returncode == status, errors
+    assert "Traceback" not in errors
+    assert "run the same command again" in errors.splitlines()[-1]
+    assert not (out / "train.jsonl").exists()
+    assert convert(raw, out, "--split", "train", "--delay-s", "0.2", "--workers", "4") == 0
+    assert len(lines(out / "train.jsonl")) == 30
+
+
+def test_two_conversions_do_not_write_one_folder(raw: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write_rows(raw, "train", [{"name": f"s{i}", "colour": "red"} for i in range(20)])
+    command = [sys.executable, "-m", "adapt", "convert", "shapes", str(raw), "--out", str(out)]
+    first = subprocess.Popen([*command, "--delay-s", "0.2"], stderr=subprocess.DEVNULL)
+    while not list(out.glob(".adapt/train/*.part")):
+        time.sleep(0.05)
+    second = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert second.returncode == 2
+    assert "another adapt convert is writing here" in second.stderr
+    assert first.wait() == 0
+
+
+def test_a_full_disk_is_one_line_and_nothing_half_written(raw: Path, tmp_path: Path) -> None:
+    """A limit on the size of a file gives the write error that a full disk or quota gives."""
+    rows = [{"name": f"s{i}", "colour": "red" * 1} for i in range(2)]
+    rows[1]["name"] = "long" * 20
+    write_rows(raw, "train", rows * 200)
+    out = tmp_path / "out"
+    script = (
+        "import resource, signal, sys; from adapt.cli import main;"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000));"
+        f"main(['convert', 'shapes', {str(raw)!r}, '--out', {str(out)!r}, '--workers', '1',"
+        " '--split', 'train'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 4, done.stderr
+    assert done.stderr.splitlines()[-1].endswith(
+        "train.jsonl: the disk is full (or over quota); free some space and run again"
+    )
+    assert not (out / "train.jsonl").exists()
+    assert not list(out.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["convert", "shape"], "no converter is called shape (did you mean shapes?)"),
+        (["convert", "shapes", "RAW", "--split", "vall"], "has no split vall (did you mean val?)"),
+        (["convert", "shapes", "RAW/none"], "RAW/none: no such folder; expected {train,val}.json"),
+        (["convert", "shapes", "RAW/train.json"], "RAW/train.json: is a file; expected"),
+        (["convert", "shapes", "RAW", "--out", "RAW/val.json"], "RAW/val.json: is a file"),
+        (["convert", "shapes", "RAW", "--style", "tall"], "'tall' is not one of"),
+    ],
+)
+def test_a_users_mistake_is_one_line(
+    raw: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([argument.replace("RAW", str(raw)) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert message.replace("RAW", str(raw)) in error
+    assert len(error.splitlines()) == 1
+
+
+def test_duplicate_ids_and_wrong_counts_are_bugs_of_the_converter(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shapes_converter
+
+    from adapt.records import Part
+
+    def miscounted(raw: Path, split: str, **_: object) -> list[Part]:
+        rows = json.loads((raw / f"{split}.json").read_text())
+        return [Part(f"shape {i}", 2, (i, row)) for i, row in enumerate(rows)]
+
+    monkeypatch.setattr(shapes_converter, "parts", miscounted)
+    assert convert(raw, tmp_path / "out", "--workers", "1") == 70
+    assert "units do not add up" in capsys.readouterr().err
+
+
+def test_list_and_help_name_outside_converters(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["convert", "--list"]) == 0
+    assert "shapes: Shapes: an outside converter for tests" in capsys.readouterr().out
+    assert run(["convert", "shapes", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "--style" in shown
+    assert "Form of the question." in shown

@@ -1,0 +1,638 @@
+"""`adapt mix`: counts, draws, bytes, and reading the mix back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections import Counter
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adapt.cli import run
+from adapt.dataset import Dataset
+from adapt.errors import RecordError, SourceError, UsageError
+from adapt.mix import MixOptions, draw_rows, read_mix, run_mix
+from adapt.mix_draw import Rows, repeat_rows, round_half_up, sample, shuffled
+from adapt.mix_options import read_options
+from adapt.mix_sources import MixSide, ScannedFile
+from adapt.problems import schema_problems
+from adapt.records import Message, RecordLine, Source
+
+
+def line_of(dataset: str, number: int, answer: str = "4", split: str = "train") -> RecordLine:
+    return RecordLine(
+        id=f"{dataset}/{split}/{number}",
+        image=[f"{number}.jpg"],
+        width_list=[640],
+        height_list=[480],
+        conversations=[Message("human", "<image>\nHow many?"), Message("gpt", answer)],
+        task="vqa",
+        source=Source(dataset, split, str(number)),
+        extra="",
+    )
+
+
+def write(path: Path, lines: list[RecordLine]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
+    return path
+
+
+def make(folder: Path, rows: int, name: str = "train.jsonl", answer: str = "4") -> Path:
+    """Write a dataset of `rows` records called as its folder; return the folder."""
+    split = name.removesuffix(".jsonl").partition("-")[0]
+    write(folder / name, [line_of(folder.name, number, answer, split) for number in range(rows)])
+    return folder
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A workspace laid out by the defaults: 531 domain rows, 150 + 50 general ones."""
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "data" / "domain" / "drivelm", 531)
+    make(tmp_path / "data" / "general" / "llava", 150)
+    make(tmp_path / "data" / "general" / "chart", 50)
+    return tmp_path
+
+
+def ids_of(folder: Path = Path("data/mix")) -> list[str]:
+    mix = read_mix(folder)
+    return [mix.record(index).id for index in range(len(mix))]
+
+
+def tree(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+# --- The command --------------------------------------------------------------------------------
+
+
+def test_the_paper_s_ratio(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["mix", "--ratio", "1:4"]) == 0
+    mix = read_mix(Path("data/mix"))
+    used = {source.name: source.rows_used for source in mix.manifest.sources}
+    assert used["drivelm"] == 531
+    assert used["llava"] + used["chart"] == 133
+    assert capsys.readouterr().out.splitlines() == [
+        "general 133 : domain 531 = 1:3.99 (asked 1:4)",
+        f"  general side: 133 rows, 20.0% of the mix (chart {used['chart']} of 50, "
+        f"llava {used['llava']} of 150)",
+        "  domain side: 531 rows, 80.0% of the mix (drivelm 531 of 531)",
+        "664 rows in data/mix/mix.parquet, seed 42",
+    ]
+    counts = Counter(ids_of())
+    assert counts.total() == len(mix) == len(counts) == 664
+    assert {f"drivelm/train/{number}" for number in range(531)} <= set(counts)
+
+
+def test_mix_json(workspace: Path) -> None:
+    mix = run_mix(MixOptions(ratio="1:1", take=("drivelm=20",), repeat=("chart=1.5",)))
+    path = workspace / "data" / "mix" / "mix.json"
+    value = json.loads(path.read_bytes())
+    assert schema_problems(value, "mix") == []
+    index = (path.parent / "mix.parquet").read_bytes()
+    file = workspace / "data" / "general" / "chart" / "train.jsonl"
+    used = [source.pop("rows_used") for source in value["sources"]]
+    distinct = [source.pop("rows_distinct") for source in value["sources"]]
+    assert sum(used[:2]) == used[2] == distinct[2] == 20
+    assert [source.pop("files")[0]["records"] for source in value["sources"][1:]] == [150, 531]
+    assert value == {
+        "format": 1,
+        "seed": 42,
+        "ratio": "1:1",
+        "fraction_of_general": None,
+        "allow_repeat": False,
+        "rows": 40,
+        "reached": "1:1",
+        "shares": {"general": {"rows": 20, "share": 0.5}, "domain": {"rows": 20, "share": 0.5}},
+        "sources": [
+            {
+                "name": "chart",
+                "role": "general",
+                "domain": "",
+                "folder": "../general/chart",
+                "root": "../general/chart",
+                "take": None,
+                "repeat": "1.5",
+                "rows_available": 50,
+                "files": [
+                    {
+                        "path": "../general/chart/train.jsonl",
+                        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+                        "records": 50,
+                        "bytes": file.stat().st_size,
+                    }
+                ],
+            },
+            {
+                "name": "llava",
+                "role": "general",
+                "domain": "",
+                "folder": "../general/llava",
+                "root": "../general/llava",
+                "take": None,
+                "repeat": None,
+                "rows_available": 150,
+            },
+            {
+                "name": "drivelm",
+                "role": "domain",
+                "domain": "",
+                "folder": "../domain/drivelm",
+                "root": "../domain/drivelm",
+                "take": 20,
+                "repeat": None,
+                "rows_available": 531,
+            },
+        ],
+        "index": {
+            "path": "mix.parquet",
+            "sha256": hashlib.sha256(index).hexdigest(),
+            "bytes": len(index),
+        },
+    }
+    assert msgspec.to_builtins(mix.manifest) == json.loads(path.read_bytes())
+
+
+def test_the_index_has_its_columns_and_points_at_lines(workspace: Path) -> None:
+    mix = run_mix(MixOptions(ratio="1:4"))
+    table = pq.read_table("data/mix/mix.parquet")
+    assert {name: str(table.schema.field(name).type) for name in table.schema.names} == {
+        "source": "int16",
+        "file": "int16",
+        "row": "int32",
+        "offset": "int64",
+        "copy": "int16",
+    }
+    lines = {
+        source.name: (mix.folder / source.files[0].path).read_bytes().splitlines()
+        for source in mix.manifest.sources
+    }
+    for index, row in enumerate(table["row"].to_pylist()):
+        assert mix.read_line(index) == lines[mix.source(index).name][row]
+        assert mix.place(index).endswith(f"train.jsonl:{row + 1}")
+        assert mix.image_path(index, f"{row}.jpg") == mix.file_path(index).parent / f"{row}.jpg"
+
+
+def test_ratio_zero_takes_no_general_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "data" / "domain" / "cars", 7)
+    mix = run_mix(MixOptions(ratio="0:1"))
+    assert [source.name for source in mix.manifest.sources] == ["cars"]
+    assert (len(mix), mix.manifest.reached) == (7, "0:1")
+
+
+def test_fraction_of_general(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["mix", "--fraction-of-general", "0.2"]) == 0
+    assert capsys.readouterr().out.startswith(
+        "general 40 : domain 531 = 1:13.28 (asked for 0.2 of the general side)\n"
+    )
+    assert read_mix(Path("data/mix")).manifest.fraction_of_general == "0.2"
+
+
+def test_shards_and_single_files(tmp_path: Path) -> None:
+    for shard, rows in enumerate((3, 5, 1)):
+        name = f"train-{shard:05d}-of-00003.jsonl"
+        write(
+            tmp_path / "cars" / name,
+            [line_of("cars", 10 * shard + number) for number in range(rows)],
+        )
+    make(tmp_path / "talk", 4, "dev.jsonl")
+    options = MixOptions(
+        ratio="1:3",
+        domain=(tmp_path / "cars",),
+        general=(tmp_path / "talk" / "dev.jsonl",),
+        out=tmp_path / "mix",
+    )
+    mix = run_mix(options)
+    assert [len(source.files) for source in mix.manifest.sources] == [1, 3]
+    numbers = {int(mix.record(i).source.row) for i in range(12) if mix.source(i).name == "cars"}
+    assert numbers == {0, 1, 2, 10, 11, 12, 13, 14, 20}
+    assert len(mix) == 12
+
+
+def test_a_mix_moves_with_its_workspace(workspace: Path, tmp_path_factory: Any) -> None:
+    run_mix(MixOptions(ratio="1:4"))
+    before = ids_of()
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "moved"
+    (workspace / "data").rename(elsewhere)
+    assert ids_of(elsewhere / "mix") == before
+
+
+# --- Same inputs, same bytes --------------------------------------------------------------------
+
+
+def test_same_inputs_and_seed_give_the_same_bytes(workspace: Path) -> None:
+    run_mix(MixOptions(ratio="1:4", out=workspace / "a"))
+    run_mix(MixOptions(ratio="1:4", out=workspace / "b"))
+    run_mix(MixOptions(ratio="1:4", out=workspace / "c", seed=7))
+    assert tree(workspace / "a") == tree(workspace / "b")
+    assert set(tree(workspace / "a")) == {"mix.json", "mix.parquet"}
+    assert set(tree(workspace / "a").values()).isdisjoint(tree(workspace / "c").values())
+
+
+def test_draws_never_change_with_versions() -> None:
+    """The order written down here was made once; a change of it changes everybody's mixes."""
+    assert shuffled(10, seed=42, purpose="order").tolist() == [4, 1, 0, 7, 3, 6, 8, 9, 5, 2]
+    assert sample(10, 4, seed=42, purpose="take cars").tolist() == [1, 2, 8, 9]
+
+
+def test_two_processes_at_once(workspace: Path) -> None:
+    run_mix(MixOptions(ratio="1:4", out=workspace / "alone"))
+    command = [sys.executable, "-m", "adapt", "mix", "--ratio", "1:4", "--out", "both"]
+    processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait() for process in processes] == [0, 0]
+    assert tree(workspace / "both") == tree(workspace / "alone")
+
+
+def test_a_source_s_sample_does_not_depend_on_the_others(workspace: Path) -> None:
+    few = run_mix(MixOptions(ratio="0:1", take=("drivelm=30",)))
+    alone = {few.record(index).id for index in range(len(few))}
+    make(workspace / "data" / "domain" / "another", 40)
+    more = run_mix(MixOptions(ratio="0:1", take=("drivelm=30",)))
+    assert alone == {i for i in ids_of(more.folder) if i.startswith("drivelm")}
+
+
+# --- Counts, as properties ----------------------------------------------------------------------
+
+
+def side_of(name: str, side: str, rows: int) -> MixSide:
+    nowhere = Path("nowhere")
+    dataset = Dataset(name, nowhere, nowhere, side, "", {})
+    return MixSide(dataset, side, (ScannedFile(nowhere, "", rows, np.arange(rows)),))
+
+
+def draw(sides: list[MixSide], **options: Any) -> Rows:
+    return draw_rows(sides, read_options(MixOptions(**options)))
+
+
+ROWS = st.lists(st.integers(1, 40), min_size=1, max_size=3)
+DECIMALS = st.decimals("0.1", "3.9", places=1).map(str)
+
+
+@settings(max_examples=200)
+@given(
+    general=ROWS,
+    domain=ROWS,
+    ratio=st.tuples(st.integers(0, 9), st.integers(1, 9)),
+    repeat=DECIMALS,
+    share_taken=st.floats(0.01, 1),
+    seed=st.integers(0, 10),
+)
+def test_counts(
+    general: list[int],
+    domain: list[int],
+    ratio: tuple[int, int],
+    repeat: str,
+    share_taken: float,
+    seed: int,
+) -> None:
+    sides = [side_of(f"g{number}", "general", rows) for number, rows in enumerate(general)]
+    sides += [side_of(f"d{number}", "domain", rows) for number, rows in enumerate(domain)]
+    taken = max(1, int(general[0] * share_taken))
+    options = {
+        "ratio": f"{ratio[0]}:{ratio[1]}",
+        "take": (f"g0={taken}",),
+        "repeat": (f"d0={repeat}",),
+        "seed": seed,
+    }
+    first = len(general)
+    extra = round_half_up((Fraction(repeat) % 1) * domain[0])
+    domain_rows = int(Fraction(repeat)) * domain[0] + extra + sum(domain[1:])
+    pool = taken + sum(general[1:])
+    wanted = round_half_up(Fraction(domain_rows * ratio[0], ratio[1]))
+
+    if wanted > pool:
+        with pytest.raises(UsageError, match=f"too little general data: {wanted} rows"):
+            draw(sides, **options)
+    elif not wanted and not domain_rows:
+        with pytest.raises(UsageError, match="would be empty"):
+            draw(sides, **options)
+        return
+    rows = draw(sides, allow_repeat=True, **options)
+    counts = Counter(rows.source.tolist())
+    assert sum(counts[number] for number in range(first)) == wanted
+    assert counts[first] == domain_rows - sum(domain[1:])
+    for number, size in enumerate(domain[1:], start=first + 1):
+        assert sorted(rows.row[rows.source == number]) == list(range(size))
+    keys = list(zip(*(column.tolist() for column in rows), strict=True))
+    assert len(set(keys)) == len(keys), "a copy of a row twice"
+    if wanted <= pool:
+        assert not rows.copy[rows.source < first].any()
+    g0 = rows.row[rows.source == 0]
+    assert len(set(g0.tolist())) <= taken
+    spread = Counter(rows.row[rows.source == first].tolist()).values()
+    assert max(spread, default=0) <= -(-Fraction(repeat) // 1)
+    if Fraction(repeat) >= 1:
+        assert len(spread) == domain[0]
+
+
+@given(pool=st.integers(1, 30), wanted=st.integers(0, 200), seed=st.integers(0, 5))
+def test_allow_repeat_repeats_evenly(pool: int, wanted: int, seed: int) -> None:
+    sides = [side_of("g", "general", pool), side_of("d", "domain", wanted or 1)]
+    rows = draw(sides, ratio="1:1" if wanted else "0:1", allow_repeat=True, seed=seed)
+    drawn = rows.row[rows.source == 0]
+    times = Counter(drawn.tolist())
+    assert len(drawn) == wanted
+    assert set(times.values()) <= {wanted // pool, wanted // pool + 1}
+    copies = sorted(zip(drawn.tolist(), rows.copy[rows.source == 0].tolist(), strict=True))
+    assert copies == sorted((row, copy) for row, number in times.items() for copy in range(number))
+
+
+def test_general_rows_are_drawn_uniformly_over_the_union() -> None:
+    sizes = {"a": 10, "b": 30, "c": 60}
+    sides = [side_of(name, "general", rows) for name, rows in sizes.items()]
+    sides.append(side_of("d", "domain", 40))
+    drawn = np.zeros(100)
+    starts = [0, 10, 40]
+    for seed in range(500):
+        rows = draw(sides, ratio="1:2", seed=seed)
+        for number, start in enumerate(starts):
+            np.add.at(drawn, start + rows.row[rows.source == number], 1)
+    # Each row is expected 100 times of 500; the standard deviation is about 9.
+    assert drawn.sum() == 500 * 20
+    assert (abs(drawn - 100) < 45).all()
+    for start, size in zip(starts, sizes.values(), strict=True):
+        assert abs(drawn[start : start + size].mean() - 100) < 10
+
+
+def test_the_order_mixes_the_sides() -> None:
+    rows = draw([side_of("g", "general", 500), side_of("d", "domain", 500)], ratio="1:1")
+    first_half = int((rows.source[:500] == 0).sum())
+    assert 200 < first_half < 300
+    assert rows.row[rows.source == 1].tolist() != sorted(rows.row[rows.source == 1].tolist())
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [("2", {0: 2, 1: 2, 2: 2}), ("0.5", 2), ("1.5", 5), ("0.1", 0), ("2.34", 7)],
+)
+def test_repeat_rows(times: str, expected: dict[int, int] | int) -> None:
+    index, copy = repeat_rows(3, Fraction(times), seed=1, purpose="repeat x")
+    if isinstance(expected, dict):
+        assert Counter(index.tolist()) == expected
+    else:
+        assert len(index) == expected
+    assert len(set(zip(index.tolist(), copy.tolist(), strict=True))) == len(index)
+
+
+@pytest.mark.parametrize(
+    ("domain_rows", "ratio", "wanted"),
+    [
+        (531, "1:4", 133),
+        (2, "1:4", 1),
+        (1, "1:4", 0),
+        (6, "1:4", 2),
+        (10, "0.5:1", 5),
+        (3, "2:1", 6),
+    ],
+)
+def test_halves_go_up(domain_rows: int, ratio: str, wanted: int) -> None:
+    sides = [side_of("g", "general", 500), side_of("d", "domain", domain_rows)]
+    assert int((draw(sides, ratio=ratio).source == 0).sum()) == wanted
+
+
+# --- Refusals -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "give either --ratio general:domain"),
+        ({"ratio": "1:4", "fraction_of_general": 0.2}, "give either --ratio general:domain"),
+        ({"ratio": "1:0"}, "--ratio 1:0: expected general:domain, two numbers"),
+        ({"ratio": "4"}, "--ratio 4: expected"),
+        ({"ratio": "1:2:3"}, "--ratio 1:2:3: expected"),
+        ({"ratio": "-1:2"}, "--ratio -1:2: expected"),
+        ({"ratio": "a:b"}, "--ratio a:b: expected"),
+        ({"ratio": "1/2:1"}, "--ratio 1/2:1: expected"),
+        ({"ratio": "1e3:1"}, "--ratio 1e3:1: expected"),
+        ({"fraction_of_general": 1.5}, "--fraction-of-general 1.5: expected a share from 0 to 1"),
+        ({"fraction_of_general": float("nan")}, "--fraction-of-general nan: expected a share"),
+        ({"ratio": "1:4", "take": ("drivelm",)}, "--take drivelm: expected NAME=NUMBER"),
+        ({"ratio": "1:4", "take": ("drivelm=0",)}, "--take drivelm=0: expected a whole number"),
+        ({"ratio": "1:4", "take": ("drivelm=1.5",)}, "--take drivelm=1.5: expected a whole"),
+        ({"ratio": "1:4", "take": ("drivelm=532",)}, "--take drivelm=532: there are 531 rows"),
+        ({"ratio": "1:4", "take": ("drivelm=1", "drivelm=2")}, "--take drivelm: is given twice"),
+        (
+            {"ratio": "1:4", "take": ("drivlm=1",)},
+            r"--take drivlm: no such dataset \(did you mean ",
+        ),
+        (
+            {"ratio": "1:4", "repeat": ("lava=2",)},
+            r"--repeat lava: no such dataset \(did you mean ",
+        ),
+        ({"ratio": "1:4", "repeat": ("llava=0",)}, "--repeat llava=0: expected a number above 0"),
+        ({"ratio": "1:4", "repeat": ("llava=nan",)}, "--repeat llava=nan: expected a number"),
+        (
+            {"ratio": "1:2"},
+            r"too little general data: 266 rows are wanted for 531 domain rows \(asked 1:2\), 200 "
+            r"are there \(chart 50, llava 150\); add datasets with --general, take fewer domain "
+            r"rows with --take, or --allow-repeat",
+        ),
+    ],
+)
+def test_wrong_options(workspace: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        run_mix(MixOptions(**options))
+    assert not (workspace / "data" / "mix").exists()
+
+
+def test_missing_defaults_say_what_is_expected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        SourceError,
+        match=r"^data/domain: no such folder; expected data/domain/NAME/train.jsonl, as adapt "
+        r"convert makes it \(such as adapt convert drivelm\); or name datasets with --domain$",
+    ):
+        run_mix(MixOptions(ratio="1:4"))
+    make(tmp_path / "data" / "domain" / "cars", 3)
+    # What a conversion that lost too much leaves behind is no dataset.
+    write(tmp_path / "data" / "general" / "llava" / "skipped.jsonl", [])
+    with pytest.raises(SourceError, match=r"^data/general: holds no dataset; .*convert llava"):
+        run_mix(MixOptions(ratio="1:4"))
+    assert run(["mix", "--ratio", "1:4"]) == 2
+
+
+def test_a_dataset_without_a_train_split(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(Path("data/general/test_only"), 3, "test.jsonl")
+    run_mix(MixOptions(ratio="1:4"))
+    assert capsys.readouterr().out.startswith(
+        "data/general/test_only: left out, no train split (has test)\ngeneral 133"
+    )
+    with pytest.raises(SourceError, match=r"test_only: holds no train split \(has test\)"):
+        run_mix(MixOptions(ratio="1:4", general=(Path("data/general/test_only"),)))
+
+
+def test_two_datasets_of_one_name(workspace: Path) -> None:
+    make(Path("data/domain/llava"), 3)
+    with pytest.raises(UsageError, match="is called llava, and so is data/general/llava"):
+        run_mix(MixOptions(ratio="1:4"))
+
+
+def test_a_file_given_twice(workspace: Path) -> None:
+    Path("data/domain/again").symlink_to(Path("drivelm"))
+    again, first = Path("data/domain/again"), Path("data/domain/drivelm")
+    with pytest.raises(UsageError, match="is given twice, in "):
+        run_mix(MixOptions(ratio="0:1", domain=(first, again / "train.jsonl")))
+
+
+@pytest.mark.parametrize("writer", ["compact", "spaced", "reordered"])
+def test_a_file_without_answers_is_refused_by_name(workspace: Path, writer: str) -> None:
+    lines = [line_of("cars", number) for number in range(5)]
+    lines.append(line_of("cars", 5, ""))
+    values = [msgspec.to_builtins(line) for line in lines]
+    if writer == "reordered":
+        for value in values:
+            value["conversations"] = [
+                {"value": turn["value"], "from": turn["from"]} for turn in value["conversations"]
+            ]
+    separators = (",", ":") if writer == "compact" else (" , ", " :\t")
+    text = "".join(json.dumps(value, separators=separators) + "\n" for value in values)
+    path = Path("data/domain/cars/train.jsonl")
+    path.parent.mkdir()
+    path.write_text(text)
+    with pytest.raises(RecordError, match=r"^data/domain/cars/train.jsonl:6: a record without an"):
+        run_mix(MixOptions(ratio="1:4"))
+
+
+def test_an_empty_value_inside_a_text_is_no_missing_answer(tmp_path: Path) -> None:
+    folder = tmp_path / "cars"
+    write(folder / "train.jsonl", [line_of("cars", 0, 'it is "value":""}],"task"')])
+    assert len(run_mix(MixOptions(ratio="0:1", domain=(folder,), out=tmp_path / "mix"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        (b'{"id": "a"}\n', "train.jsonl:1: not a record (Object missing required field"),
+        (b"[1, 2]\n", "train.jsonl:1: not a record (Expected `object`"),
+        (b"\xff\xfe{\n", "train.jsonl:1: not a record ("),
+        (None, "train.jsonl:3: not a record ("),
+        (b"", "train.jsonl: the file is empty"),
+    ],
+)
+def test_what_is_no_records_file(tmp_path: Path, content: bytes | None, place: str) -> None:
+    folder = make(tmp_path / "cars", 2)
+    path = folder / "train.jsonl"
+    path.write_bytes(path.read_bytes() + b"\n" if content is None else content)
+    with pytest.raises((RecordError, SourceError)) as caught:
+        run_mix(MixOptions(ratio="0:1", domain=(folder,), out=tmp_path / "mix"))
+    assert place in str(caught.value)
+    assert not (tmp_path / "mix").exists()
+
+
+def test_a_file_that_dataset_json_does_not_describe(tmp_path: Path) -> None:
+    folder = make(tmp_path / "cars", 2)
+    converter = {"name": "cars", "version": "1"}
+    file = {"path": "train.jsonl", "records": 2, "bytes": 1, "sha256": "0" * 64}
+    manifest = {"format": 1, "name": "cars", "converter": converter, "role": "domain", "root": "."}
+    manifest["splits"] = {"train": {"files": [file]}}
+    (folder / "dataset.json").write_text(json.dumps(manifest))
+    with pytest.raises(RecordError, match=r"is not the file that dataset\.json describes"):
+        run_mix(MixOptions(ratio="0:1", domain=(folder,), out=tmp_path / "mix"))
+
+
+def test_an_output_that_cannot_be_written(workspace: Path) -> None:
+    (workspace / "taken").write_text("a file")
+    assert run(["mix", "--ratio", "1:4", "--out", "taken"]) == 2
+    assert run(["mix", "--ratio", "1:4", "--out", "taken/mix"]) == 4
+
+
+# --- Reading a mix back -------------------------------------------------------------------------
+
+
+def test_read_mix_refuses_what_changed(workspace: Path) -> None:
+    run_mix(MixOptions(ratio="1:4"))
+    folder = Path("data/mix")
+    index = (folder / "mix.parquet").read_bytes()
+    text = (folder / "mix.json").read_text()
+    records = Path("data/general/chart/train.jsonl")
+    stored = records.read_bytes()
+
+    records.write_bytes(stored + b"\n")
+    with pytest.raises(RecordError, match="has changed since the mix was made"):
+        read_mix(folder)
+    records.write_bytes(stored.replace(b"How many", b"How much"))
+    mix = read_mix(folder)
+    with pytest.raises(RecordError, match="has changed since the mix was made"):
+        mix.verify()
+    records.write_bytes(stored)
+    read_mix(folder).verify()
+
+    records.unlink()
+    with pytest.raises(RecordError, match="which is gone"):
+        read_mix(folder)
+    records.write_bytes(stored)
+
+    (folder / "mix.parquet").write_bytes(index[:-1])
+    with pytest.raises(RecordError, match=r"does not belong to mix.json; run adapt mix again"):
+        read_mix(folder)
+    (folder / "mix.parquet").unlink()
+    with pytest.raises(RecordError, match=r"is missing beside mix.json; run adapt mix again"):
+        read_mix(folder)
+    (folder / "mix.parquet").write_bytes(index)
+
+    (folder / "mix.json").write_text(text.replace('"format": 1', '"format": 2'))
+    with pytest.raises(RecordError, match="format is 2, this version reads 1"):
+        read_mix(folder)
+    (folder / "mix.json").write_text(text[:100])
+    with pytest.raises(RecordError, match="not a mix"):
+        read_mix(folder)
+    with pytest.raises(SourceError, match="holds no mix"):
+        read_mix(workspace / "data" / "domain")
+
+
+def test_long_lines_carriage_returns_and_a_missing_last_newline(tmp_path: Path) -> None:
+    texts = ["short", "x" * 4000, "y" * 100_000, "z" * 4096, "last " * 5000]
+    lines = [line_of("cars", number, text) for number, text in enumerate(texts)]
+    encoded = [msgspec.json.encode(line) for line in lines]
+    path = tmp_path / "cars" / "train.jsonl"
+    path.parent.mkdir()
+    path.write_bytes(encoded[0] + b"\r\n" + b"\n".join(encoded[1:]))
+    mix = run_mix(MixOptions(ratio="0:1", domain=(path.parent,), out=tmp_path / "mix"))
+    read = {int(mix.columns["row"][index]): mix.read_line(index) for index in range(5)}
+    assert [read[number] for number in range(5)] == encoded
+    assert sorted((mix.record(i) for i in range(5)), key=lambda line: line.id) == lines
+
+
+def test_a_mix_goes_to_other_processes_without_its_open_files(workspace: Path) -> None:
+    mix = run_mix(MixOptions(ratio="1:4"))
+    first = mix.record(0)
+    before = len(os.listdir("/proc/self/fd"))
+    copy = pickle.loads(pickle.dumps(mix))
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert copy.record(0) == first
+    mix.close()
+    assert mix.record(0) == first
+    mix.close()
+    copy.close()
+
+
+def test_a_line_that_is_gone_names_its_place(workspace: Path) -> None:
+    mix = run_mix(MixOptions(ratio="0:1"))
+    last = int(np.argmax(mix.columns["row"]))
+    path = Path("data/domain/drivelm/train.jsonl")
+    os.truncate(path, int(mix.columns["offset"][last]))
+    with pytest.raises(RecordError, match=r"drivelm/train.jsonl:531: the file ends before it"):
+        mix.record(last)
+    os.truncate(path, int(mix.columns["offset"][last]) + 20)
+    path.write_bytes(path.read_bytes()[: int(mix.columns["offset"][last])] + b"{}\n")
+    with pytest.raises(RecordError, match=r"drivelm/train.jsonl:531: not a record"):
+        mix.record(last)
