@@ -4,7 +4,7 @@ BIN := .venv/bin
 # A plain `torch` brings several gigabytes of CUDA; this version has a CPU build to fall back on.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test fix lint bench clean
+.PHONY: demo test fix lint bench clean schema
 
 .venv/installed: pyproject.toml Makefile
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -33,3 +33,6 @@ bench: .venv/installed
 
 clean:
 	rm -rf .venv demo dist .pytest_cache .mypy_cache .ruff_cache
+
+schema: .venv/installed
+	$(BIN)/python -m adapt.recipe

@@ -105,4 +105,4 @@ def _open(root: Path, path: Path) -> Found:
     try:
         return verify_image(path)
     except ImageError as error:
-        return f"{error.reason} ({error.detail})"
+        return str(error)

@@ -174,7 +174,9 @@ def predict(
     out: Annotated[Path, typer.Option(help="Predictions file (JSONL).")],
     batch_size: Annotated[int, typer.Option(help="Records a batch.")] = 8,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 200,
-    max_tiles: Annotated[int, typer.Option(help="Most tiles a record.")] = 12,
+    max_tiles: Annotated[
+        int | None, typer.Option(help="Most tiles a record (default: as trained, else 12).")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Answer the first N records only.")] = None,
     device: Annotated[str | None, typer.Option(help="cuda, cuda:1 or cpu.")] = None,
     overwrite: Annotated[

@@ -22,6 +22,44 @@ def models() -> None:
     """Checkpoints: presets, original and native layouts, adapters."""
 
 
+@models_app.command("list")
+def list_() -> None:
+    """Every preset: name, parameters, chat template, where it comes from.
+
+    Example: adapt models list
+    """
+    from adapt.models.show import list_models
+
+    for line in list_models():
+        typer.echo(line)
+
+
+@models_app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="Preset, checkpoint folder, run folder or hub id.")],
+    render: Annotated[
+        Path | None, typer.Option(help="Records file: print its first records as tokens.")
+    ] = None,
+    max_tiles: Annotated[int, typer.Option(help="Most tiles a picture, with --render.")] = 12,
+    limit: Annotated[int, typer.Option(help="How many records, with --render.")] = 3,
+) -> None:
+    """What a model is; with --render, the exact tokens of records, the learned ones marked.
+
+    Example: adapt models show tiny --render data/domain/drivelm/train.jsonl
+    """
+    from adapt.models.show import render_records, show_model
+
+    if render is None:
+        for line in show_model(name):
+            typer.echo(line)
+        return
+    _require_train("show --render")
+    from adapt.models.handle import open_model
+
+    for line in render_records(open_model(name), render, max_tiles=max_tiles, limit=limit):
+        typer.echo(line)
+
+
 @models_app.command()
 def create(
     kind: Annotated[str, typer.Argument(help="mini-internvl or mono-internvl.")],

@@ -116,7 +116,11 @@ class Memory:
 
 
 def read_shape(handle: ModelHandle, recipe: Recipe) -> Shape:
-    """Read the shape of a model from its config, its parameters counted without weights."""
+    """Read the shape of a model from its config, its parameters counted without weights.
+
+    Raises:
+        RecipeError: The recipe's method or stage is not for this model.
+    """
     import torch
     from torch import nn
 
@@ -128,11 +132,12 @@ def read_shape(handle: ModelHandle, recipe: Recipe) -> Shape:
     modules = dict(model.named_modules())
     linear = [module for module in modules.values() if isinstance(module, nn.Linear)]
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    trained = {}
-    for method in ("full", "freeze-vit"):
-        if method == "full" or handle.architecture == "internvl":
-            stage = recipe.stage if method == "full" else None
-            trained[method] = freeze(model, method, stage).trainable
+    if recipe.method in ("full", "freeze-vit"):
+        # Refuses what this model cannot do.
+        freeze(model, recipe.method, recipe.stage)
+    trained = {"full": freeze(model, "full", recipe.stage).trainable}
+    if handle.architecture == "internvl":
+        trained["freeze-vit"] = freeze(model, "freeze-vit").trainable
     adapters = sum(
         recipe.lora.rank * (modules[name].in_features + modules[name].out_features)
         for name in lora_targets(model, vision=recipe.lora.vision)

@@ -200,6 +200,9 @@ def _pixels(image: Image.Image, data: bytes, path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            if image.format == "PNG":
+                # Decoding stops at the last row, before the checksums that tell of damage.
+                Image.open(io.BytesIO(data), formats=("PNG",)).verify()
             image.load()
     except Image.DecompressionBombError as error:
         raise _too_large(path, str(error)) from error

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
+import orjson
 
 from adapt.errors import nearest
 from adapt.recipe_files import Source, as_number
@@ -43,10 +44,9 @@ def meaning(hint: Any) -> str:
     return str(next(meta.description for meta in hint.__metadata__ if meta.description))
 
 
-def as_plain(options: Any) -> dict[str, Any]:
-    """Return options as plain values for YAML and JSON, every default filled in."""
-    plain: dict[str, Any] = msgspec.to_builtins(dataclasses.asdict(options), enc_hook=str)
-    return plain
+def as_plain(options: Any) -> Any:
+    """Return options, or one's value, as JSON and YAML have it, every default filled in."""
+    return orjson.loads(orjson.dumps(options, default=str))
 
 
 def options_schema(options: Any) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def options_schema(options: Any) -> dict[str, Any]:
             continue
         schema = msgspec.json.schema(hint, schema_hook=lambda _: {"type": "string"})
         if option.default is not dataclasses.MISSING:
-            schema["default"] = msgspec.to_builtins(option.default, enc_hook=str)
+            schema["default"] = as_plain(option.default)
         properties[option.name] = schema
     return {"type": "object", "properties": properties, "additionalProperties": False}
 

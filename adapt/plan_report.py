@@ -109,7 +109,7 @@ def _better_limits(plan: Plan, limits: Limits) -> Iterator[str]:
     total = int(tokens.sum(dtype=np.int64))
     if not plan.num_packs or total >= _WELL_FILLED * plan.num_packs * limits.tokens:
         return
-    wider = -(-limits.tokens * int(tiles.sum(dtype=np.int64)) // total)
+    wider = min(-(-limits.tokens * int(tiles.sum(dtype=np.int64)) // total), 2 * limits.tiles)
     fewer = least_packs(tokens, tiles, Limits(limits.tokens, wider))
     if wider > limits.tiles and fewer < 0.95 * plan.num_packs:
         yield (
@@ -157,7 +157,8 @@ def _zero_settings(recipe: Recipe, name: str, shape: Shape) -> Mapping[str, Any]
     from adapt.train.optimizer import deepspeed_config
 
     other = dataclasses.replace(recipe, deepspeed=name)
-    zero = deepspeed_config(other, trained=shape.trained[recipe.method])["zero_optimization"]
+    config = deepspeed_config(other, trained=shape.trained[recipe.method])
+    zero = config.get("zero_optimization", {})
     if not isinstance(zero, dict):
         raise RecipeError(f"deepspeed {name}: zero_optimization is no object; see docs/recipes.md")
     return zero

@@ -60,12 +60,13 @@ def measure_mix(mix: Mix, recipe: Recipe, handle: ModelHandle) -> RecordSizes:
     distinct, copies = _distinct_rows(mix)
     counts = np.zeros((len(distinct), 3), dtype=np.int64)
     problems: list[str] = []
+    ruler = _Ruler(mix, recipe, handle)
     with progress("plan", len(distinct), "records") as advance:
         for start in range(0, len(distinct), _BATCH):
             rows = distinct[start : start + _BATCH].tolist()
-            counts[start : start + len(rows)] = _measure(mix, rows, recipe, handle, problems)
+            counts[start : start + len(rows)] = ruler.measure(rows, problems)
             advance(len(rows))
-    _refuse(problems, "records cannot be trained on", "mend or leave them out, then mix again")
+    _refuse(problems, "records that cannot be trained on", "mend or remove them and mix again")
     tokens, tiles, supervised = counts[copies].T
     over = _over_limits(tokens, tiles, recipe, handle)
     fits = np.ones(len(copies), dtype=bool)
@@ -79,7 +80,7 @@ def measure_mix(mix: Mix, recipe: Recipe, handle: ModelHandle) -> RecordSizes:
                 for limit, rows in over.items()
                 for row in rows.tolist()
             ],
-            "records are over a limit",
+            "records over a limit",
             "raise the limit, or leave them out and count them: --set over_length=skip",
         )
     sums = Counter({limit: len(rows) for limit, rows in over.items()})
@@ -99,35 +100,42 @@ def _distinct_rows(mix: Mix) -> tuple[Integers, Integers]:
     return order[first], copies
 
 
-def _measure(
-    mix: Mix, rows: Sequence[int], recipe: Recipe, handle: ModelHandle, problems: list[str]
-) -> Integers:
-    """Return [rows, 3] tokens, tiles and supervised tokens; zeros where there is a problem."""
-    from adapt.models import chat
+class _Ruler:
+    """Counts tokens and tiles; the tokenizer is loaded before it starts."""
 
-    counts = np.zeros((len(rows), 3), dtype=np.int64)
-    rendered: list[Rendered] = []
-    places: list[int] = []
-    # Read once: each time it is worked out from the config.
-    tokens_per_tile = handle.tokens_per_tile
-    for place, row in enumerate(rows):
-        record = mix.record(row)
-        try:
-            tiles = _tiles(record, recipe)
-            rendered.append(chat.render(handle.template, record.conversations, [1] * len(tiles)))
-        except RecordError as error:
-            problems.append(f"{mix.place(row)}: {record.id}: {error}")
-            continue
-        places.append(place)
-        counts[place, 0] = tokens_per_tile * sum(tiles) - len(tiles)
-        counts[place, 1] = sum(tiles)
-    for place, sample in zip(places, chat.encode_rendered(handle.tokenizer, rendered), strict=True):
-        supervised = len(sample.labels) - sample.labels.count(chat.UNSUPERVISED)
-        if not supervised:
-            problems.append(f"{mix.place(rows[place])}: no answer, so nothing to learn")
-        counts[place, 0] += len(sample.input_ids)
-        counts[place, 2] = supervised
-    return counts
+    def __init__(self, mix: Mix, recipe: Recipe, handle: ModelHandle) -> None:
+        self._mix, self._recipe = mix, recipe
+        self._template, self._tokenizer = handle.template, handle.tokenizer
+        self._tokens_per_tile = handle.tokens_per_tile
+
+    def measure(self, rows: Sequence[int], problems: list[str]) -> Integers:
+        """Return [rows, 3] tokens, tiles, supervised tokens; zeros where a problem is noted."""
+        from adapt.models import chat
+
+        counts = np.zeros((len(rows), 3), dtype=np.int64)
+        rendered: list[Rendered] = []
+        places: list[int] = []
+        for place, row in enumerate(rows):
+            record = self._mix.record(row)
+            try:
+                tiles = _tiles(record, self._recipe)
+                one_each = [1] * len(tiles)
+                rendered.append(chat.render(self._template, record.conversations, one_each))
+            except RecordError as error:
+                problems.append(f"{self._mix.place(row)}: {record.id}: {error}")
+                continue
+            places.append(place)
+            counts[place, 0] = self._tokens_per_tile * sum(tiles) - len(tiles)
+            counts[place, 1] = sum(tiles)
+        samples = chat.encode_rendered(self._tokenizer, rendered)
+        for place, sample in zip(places, samples, strict=True):
+            supervised = len(sample.labels) - sample.labels.count(chat.UNSUPERVISED)
+            if not supervised:
+                where = self._mix.place(rows[place])
+                problems.append(f"{where}: no answer, so nothing to learn")
+            counts[place, 0] += len(sample.input_ids)
+            counts[place, 2] = supervised
+        return counts
 
 
 def _tiles(record: RecordLine, recipe: Recipe) -> list[int]:
@@ -160,6 +168,7 @@ def _over_limits(
     """Return the rows over each limit, by the limit in words; a row counts for the first."""
     limits = [
         (f"over max_record_tokens {recipe.max_record_tokens}", tokens, recipe.max_record_tokens),
+        (f"over max_pack_tokens {recipe.max_pack_tokens}", tokens, recipe.max_pack_tokens),
         (f"over max_pack_tiles {recipe.max_pack_tiles}", tiles, recipe.max_pack_tiles),
     ]
     if handle.max_positions is not None:
@@ -179,7 +188,7 @@ def _over_limits(
 def _refuse(problems: Sequence[str], what: str, advice: str) -> None:
     """Raise if there are problems, listing them."""
     if problems:
-        raise RecordError("\n".join([f"{len(problems)} {what}; {advice}", *_listed(problems)]))
+        raise RecordError("\n".join([f"{what}: {len(problems)}; {advice}", *_listed(problems)]))
 
 
 def _listed(problems: Sequence[str]) -> Iterator[str]:

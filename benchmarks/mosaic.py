@@ -77,9 +77,11 @@ def measure(raw: Path, *, frames: int, rounds: int = 3, workers: int = 2) -> dic
             plain.append(timed(lambda: pillow_loop(repeated, folder / "pillow")))  # noqa: B023
             out = folder / f"out{turn}"
             ours.append(timed(lambda: run_adapt(raw, annotations, out, workers)))  # noqa: B023
+        # Worker processes are nobody's children: CPU time is taken of a run without them.
+        alone = [timed(lambda: run_adapt(raw, annotations, folder / "alone", 1))]
     psnr_db = [psnr(mosaic.pixels(), pillow_mosaic(mosaic)) for mosaic in mosaics]
     plain_s, ours_s = (min(run["wall_s"] for run in runs) for runs in (plain, ours))
-    plain_cpu_s, ours_cpu_s = (min(run["cpu_s"] for run in runs) for runs in (plain, ours))
+    plain_cpu_s, alone_cpu_s = (min(run["cpu_s"] for run in runs) for runs in (plain, alone))
     return {
         "frames": frames,
         "distinct_frames": len(mosaics),
@@ -92,8 +94,8 @@ def measure(raw: Path, *, frames: int, rounds: int = 3, workers: int = 2) -> dic
         "ratio": round(plain_s / ours_s, 2),
         "aim_ratio": AIM_RATIO,
         "pillow_cpu_ms_a_frame": round(plain_cpu_s / frames * 1000, 1),
-        "adapt_cpu_ms_a_frame": round(ours_cpu_s / frames * 1000, 1),
-        "ratio_by_cpu_time": round(plain_cpu_s / ours_cpu_s * workers, 2),
+        "adapt_cpu_ms_a_frame": round(alone_cpu_s / frames * 1000, 1),
+        "ratio_by_cpu_time": round(plain_cpu_s / alone_cpu_s * workers, 2),
         "psnr_db_min": round(min(psnr_db), 2),
         "psnr_db_mean": round(sum(psnr_db) / len(psnr_db), 2),
         "aim_psnr_db": AIM_PSNR_DB,

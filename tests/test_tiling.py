@@ -109,7 +109,7 @@ def test_ties_and_extremes(size, limits, grid):
 
 
 def test_candidates_are_every_grid_within_the_limits():
-    assert candidate_grids(3, 4) == ((1, 3), (3, 1), (4, 1), (2, 2), (1, 4))
+    assert candidate_grids(3, 4) == ((1, 3), (3, 1), (1, 4), (2, 2), (4, 1))
     assert {grid.tiles for grid in candidate_grids(1, 12)} == set(range(1, 13))
 
 
@@ -218,8 +218,8 @@ def test_jpeg_augmentation_is_a_round_trip_of_each_tile(tmp_path):
 
 
 def test_jpeg_qualities_depend_on_their_key_alone():
-    assert draw_jpeg_qualities(5, 42, 0, 7, 0) == [89, 90, 93, 82, 88]
-    assert draw_jpeg_qualities(3, 42, 0, 7, 0) == [89, 90, 93]
+    assert draw_jpeg_qualities(5, 42, 0, 7, 0) == [81, 100, 96, 86, 90]
+    assert draw_jpeg_qualities(3, 42, 0, 7, 0) == [81, 100, 96]
     drawn = draw_jpeg_qualities(2000, 1)
     assert set(drawn) == set(range(75, 101))
     assert draw_jpeg_qualities(2000, 2) != drawn

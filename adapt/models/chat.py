@@ -5,10 +5,10 @@ A template is data (`templates/NAME.yaml`), never a code path. Every one renders
     system_header system end after_end
     (user_header text end after_end  assistant_header text end after_end)...
 
-and each `<image>` becomes `<img>` + `<IMG_CONTEXT>` * tokens + `</img>`. An empty turn is its header
-alone, as in the reference. The whole text is tokenised at once. A token is learned when it begins
-inside an answer or its end token, by character offsets: no count of a piece tokenised apart has to
-match, so no record is ever dropped.
+and each `<image>` becomes `<img>` + `<IMG_CONTEXT>` * tokens + `</img>`. An empty turn is its
+header alone, as in the reference. The whole text is tokenised at once. A token is learned when it
+begins inside an answer or its end token, by character offsets: no count of a piece tokenised apart
+has to match, so no record is ever dropped.
 
 Text that spells a control token (`<|im_end|>`) becomes that token, as in the reference trainer.
 Text that spells `<IMG_CONTEXT>` is refused: picture features have exactly the places of `<image>`.

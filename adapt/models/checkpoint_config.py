@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,19 @@ from adapt.errors import CheckpointError, SourceError
 from adapt.jsonl import read_json
 from adapt.models.config_maps import checked_config
 from adapt.models.presets import model_class
+
+
+@contextmanager
+def naming(folder: Path) -> Iterator[None]:
+    """Put the folder in front of a CheckpointError raised inside, unless it is there already."""
+    try:
+        yield
+    except CheckpointError as error:
+        message = str(error)
+        if message.startswith(str(folder)):
+            raise
+        joint = "/" if message.startswith("config.json") else ": "
+        raise CheckpointError(f"{folder}{joint}{message}") from error
 
 
 def resolve_folder(folder: Path) -> Path:

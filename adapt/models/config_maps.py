@@ -126,6 +126,24 @@ _SIZES = (
 )
 
 
+def with_defaults(original: dict[str, Any]) -> dict[str, Any]:
+    """Return an original config.json with every absent key filled in.
+
+    Raises:
+        CheckpointError: A section is missing.
+    """
+    language = _section(original, "llm_config")
+    architecture = str((language.get("architectures") or [None])[0])
+    # Mono-InternVL's language model is InternLM2 with visual experts.
+    defaults = TEXT_DEFAULTS[architecture.replace("InternLM2VE", "InternLM2")]
+    llm = {"tie_word_embeddings": False, "rope_scaling": None, **defaults, **language}
+    if llm.get("num_key_value_heads") is None:
+        llm["num_key_value_heads"] = llm["num_attention_heads"]
+    vision = {**VISION_DEFAULTS, **_section(original, "vision_config")}
+    outer = {"downsample_ratio": 0.5, "select_layer": -1}
+    return {**outer, **original, "llm_config": llm, "vision_config": vision}
+
+
 def outer_config(original: dict[str, Any], image_token_id: int) -> dict[str, Any]:
     """Return the native fields outside text and vision.
 
@@ -161,6 +179,7 @@ def vision_fields(original: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of InternVLVisionConfig."""
     section = _section(original, "vision_config")
     values = _checked({**VISION_DEFAULTS, **section}, "vision_config")
+    _require_divisible(values, "hidden_size", "num_attention_heads", "vision_config")
     fields = {native: values[name] for name, native in VISION_NAMES.items()}
     return {**fields, "projection_dropout": values["dropout"], "use_mean_pooling": True}
 
@@ -178,15 +197,16 @@ def text_fields(original: dict[str, Any], architecture: str) -> dict[str, Any]:
     if values.get("num_key_value_heads") is None:
         values["num_key_value_heads"] = values["num_attention_heads"]
     _checked(values, "llm_config")
-    _require_divisible(values, "hidden_size", "num_attention_heads")
-    _require_divisible(values, "num_attention_heads", "num_key_value_heads")
+    _require_divisible(values, "hidden_size", "num_attention_heads", "llm_config")
+    _require_divisible(values, "num_attention_heads", "num_key_value_heads", "llm_config")
     return {name: values.get(name) for name in TEXT_SAME}
 
 
 def qwen2_text(original: dict[str, Any]) -> dict[str, Any]:
     """Return the text config of a Qwen2 language model."""
     section = _section(original, "llm_config")
-    rope = _rope(section, TEXT_DEFAULTS["Qwen2ForCausalLM"], ())
+    # InternVL2's Qwen2 has none; InternVL3's is dynamic.
+    rope = _rope(section, TEXT_DEFAULTS["Qwen2ForCausalLM"], ("dynamic",))
     fields = text_fields(original, "Qwen2ForCausalLM")
     return {"model_type": "qwen2", **fields, "rope_parameters": rope, "use_sliding_window": False}
 
@@ -243,7 +263,7 @@ def _rope(
     if kind not in known:
         raise CheckpointError(
             f"config.json: llm_config.rope_scaling has type {kind}, expected "
-            f"{' or '.join(known) or 'none'} with this language model"
+            f"{' or '.join(known)} with this language model"
         )
     rest = {key: value for key, value in scaling.items() if key not in ("type", "rope_type")}
     return {"rope_type": kind, "rope_theta": theta, **rest}
@@ -267,10 +287,10 @@ def _checked(values: dict[str, Any], where: str) -> dict[str, Any]:
     return values
 
 
-def _require_divisible(values: dict[str, Any], whole: str, part: str) -> None:
+def _require_divisible(values: dict[str, Any], whole: str, part: str, where: str) -> None:
     if values[whole] % values[part]:
         raise CheckpointError(
-            f"config.json: llm_config.{whole} is {values[whole]}, not a multiple of {part} "
+            f"config.json: {where}.{whole} is {values[whole]}, not a multiple of {part} "
             f"({values[part]})"
         )
 

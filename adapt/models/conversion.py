@@ -154,10 +154,15 @@ def native_shapes(layout: Layout, config: Any, pairs: list[Pair]) -> dict[str, S
     """Return the shape of every tensor the native model has, by its name in memory.
 
     Raises:
-        CheckpointError: The layout does not fill each of them exactly once.
+        CheckpointError: The layout does not fill each of them exactly once, or the config is one
+            that transformers cannot build.
     """
-    with torch.device("meta"):
-        model = layout.build(config)
+    try:
+        with torch.device("meta"):
+            model = layout.build(config)
+    except (ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"config.json: transformers cannot build it: {reason}") from error
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if config.tie_word_embeddings:
         del shapes["lm_head.weight"]

@@ -24,12 +24,7 @@ from adapt.errors import CheckpointError, UsageError, nearest
 from adapt.models.card import Card, write_card
 from adapt.models.chat import ChatTemplate, load_template
 from adapt.models.checkpoint_config import read_config
-from adapt.models.config_maps import (
-    TEXT_DEFAULTS,
-    VISION_DEFAULTS,
-    VISION_NAMES,
-    checked_config,
-)
+from adapt.models.config_maps import VISION_NAMES, checked_config, with_defaults
 from adapt.models.conversion import convert_to_native
 from adapt.models.known_layouts import layout_of_original
 from adapt.models.mono_layout import ARCHITECTURE as MONO_ARCHITECTURE
@@ -220,13 +215,12 @@ def _original_fields(
     """Return config.json of the model as if it had been published in the original layout."""
     plain = _LANGUAGES[language["model_type"]].architecture
     architecture = MONO_ARCHITECTURE if options.kind == MONO else plain
-    return {
+    fields = {
         "model_type": "internvl_chat",
         "template": template.name,
         "downsample_ratio": load_preset(_SIZES_OF[options.kind]).downsample_ratio,
         "ps_version": "v2",
         "llm_config": {
-            **TEXT_DEFAULTS[plain],
             **language,
             "architectures": [architecture],
             "vocab_size": vocabulary.size,
@@ -234,6 +228,7 @@ def _original_fields(
         },
         "vision_config": _vision_fields(options.vision),
     }
+    return with_defaults(fields)
 
 
 def _vision_fields(folder: Path | None) -> dict[str, Any]:
@@ -244,7 +239,7 @@ def _vision_fields(folder: Path | None) -> dict[str, Any]:
     fields = read_config(folder)
     kind = fields.get("model_type")
     if kind == _ORIGINAL_VISION:
-        return {**VISION_DEFAULTS, **fields}
+        return fields
     if kind == _NATIVE_VISION:
         native = checked_config(InternVLVisionConfig.from_dict, config_dict=fields)
         return {**_as_original(native), "model_type": _ORIGINAL_VISION}

@@ -20,6 +20,7 @@ from adapt.models.card import Card, read_card, write_card
 from adapt.models.chat import load_template
 from adapt.models.checkpoint_config import (
     is_original,
+    naming,
     native_config,
     read_config,
     resolve_folder,
@@ -97,7 +98,8 @@ def export_checkpoint(
     began = time.monotonic()
     native = open_native(folder)
     convert = convert_to_original if layout == "original" else copy_native
-    conversion = convert(native.layout, native.config, native.checkpoint)
+    with naming(folder):
+        conversion = convert(native.layout, native.config, native.checkpoint)
     with new_folder(out) as temporary:
         write_checkpoint(temporary, conversion.specs, conversion.tensors)
         if layout == "original":
@@ -128,11 +130,9 @@ def open_native(folder: Path) -> NativeSource:
         CheckpointError: It is damaged, of another model, or contradicts itself.
     """
     fields = read_config(folder)
-    try:
+    with naming(folder):
         layout = layout_of_native(fields)
         config = native_config(fields)
-    except CheckpointError as error:
-        raise CheckpointError(f"{folder}/{error}") from error
     config.text_config.tie_word_embeddings = config.tie_word_embeddings
     checkpoint = open_checkpoint(folder).renamed(layout.memory_name)
     if config.tie_word_embeddings:

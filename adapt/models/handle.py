@@ -89,7 +89,8 @@ class ModelHandle:
     def tokens_per_tile(self) -> int:
         """Tokens a tile becomes."""
         patches = self.tile_px // int(self._config.vision_config.patch_size[0])
-        return round(patches * self._config.downsample_ratio) ** 2
+        side: int = round(patches * self._config.downsample_ratio)
+        return side * side
 
     @property
     def image_token_id(self) -> int:
@@ -203,8 +204,13 @@ class ModelHandle:
         )
 
     def save_extras(self, folder: Path) -> None:
-        """Write what a checkpoint needs beside its weights: tokenizer and `adapt.json`."""
-        self.tokenizer.save_pretrained(folder)
+        """Write what a checkpoint needs beside weights and config.json: see `native_files`."""
+        from adapt.models import native_files
+
+        native_files.write_processor(folder, self._config, self.tokenizer, self.template)
+        native_files.write_generation_config(folder, self._config, self.tokenizer, self.template)
+        if self.folder is not None and not (folder / native_files.ORIGINAL_FILES).exists():
+            native_files.carry_original_files(self.folder, folder)
         write_card(folder, self.card())
 
     def _tokens(self, tiles_per_image: Sequence[int]) -> list[int]:
@@ -232,7 +238,7 @@ def open_model(name_or_path: str, *, workspace: Path = Path(".")) -> ModelHandle
     if preset is None and card is not None and card.preset in preset_names():
         preset = load_preset(card.preset)
     template = card.template if card else preset.template if preset else _guess(found.folder)
-    handle = ModelHandle(
+    return ModelHandle(
         name=name_or_path,
         architecture=found.architecture,
         preset=preset,
@@ -240,7 +246,6 @@ def open_model(name_or_path: str, *, workspace: Path = Path(".")) -> ModelHandle
         tokenizer_folder=found.folder,
         template=load_template(template),
     )
-    return handle
 
 
 def _shipped(name: str, preset: Preset) -> ModelHandle:

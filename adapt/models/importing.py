@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from adapt.errors import CheckpointError, nearest
 from adapt.models.card import Card, write_card
 from adapt.models.chat import ChatTemplate, load_template, template_names
-from adapt.models.checkpoint_config import read_config
+from adapt.models.checkpoint_config import naming, read_config
 from adapt.models.conversion import ConversionReport, convert_to_native
 from adapt.models.known_layouts import layout_of_original
 from adapt.models.layouts import Layout
@@ -73,8 +73,9 @@ def import_checkpoint(
         CheckFailed: Both sides compute different logits; nothing is written.
     """
     began = time.monotonic()
-    opened = _open_source(source, image_token_id)
-    conversion = convert_to_native(opened.layout, opened.config, opened.checkpoint)
+    with naming(source):
+        opened = _open_source(source, image_token_id)
+        conversion = convert_to_native(opened.layout, opened.config, opened.checkpoint)
     with new_folder(out) as folder:
         write_checkpoint(folder, conversion.specs, conversion.tensors)
         _write_files(folder, opened)
@@ -100,27 +101,14 @@ def _open_source(source: Path, image_token_id: int | None) -> _Source:
     if not source.is_dir():
         raise CheckpointError(f"{source}: no such folder, expected a checkpoint")
     fields = read_config(source)
-    try:
-        layout = layout_of_original(fields)
-        template = _template(fields)
-        tokenizer = load_tokenizer(source) if has_tokenizer(source) else None
-        token = _image_token(tokenizer, image_token_id)
-        config = layout.import_config(fields, token)
-        if tokenizer is not None:
-            check_tokenizer(tokenizer, template, config.text_config.vocab_size)
-    except CheckpointError as error:
-        raise _with_place(source, error) from error
+    layout = layout_of_original(fields)
+    template = _template(fields)
+    tokenizer = load_tokenizer(source) if has_tokenizer(source) else None
+    config = layout.import_config(fields, _image_token(tokenizer, image_token_id))
+    if tokenizer is not None:
+        check_tokenizer(tokenizer, template, config.text_config.vocab_size)
     checkpoint = open_checkpoint(source)
     return _Source(source, fields, layout, config, checkpoint, template, tokenizer)
-
-
-def _with_place(source: Path, error: CheckpointError) -> CheckpointError:
-    """Return the error with its folder in front, unless it says it already."""
-    message = str(error)
-    if message.startswith(str(source)):
-        return error
-    joint = "/" if message.startswith("config.json") else ": "
-    return CheckpointError(f"{source}{joint}{message}")
 
 
 def _template(fields: dict[str, Any]) -> ChatTemplate:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from adapt.errors import CheckpointError
-from adapt.models.checkpoint_config import resolve_folder
+from adapt.models.checkpoint_config import naming, resolve_folder
 from adapt.models.conversion import Conversion, ConversionReport, copy_native
 from adapt.models.exporting import NativeSource, open_native, write_native_files
 from adapt.models.lora import Adapter, open_adapter
@@ -44,7 +44,8 @@ def merge_adapter(adapter: Path, base: Path, out: Path, *, verify: bool = True) 
     shapes = {name: spec.shape for name, spec in native.checkpoint.specs.items()}
     opened.require_base(shapes, native.folder)
     _require_recorded_base(opened, native)
-    conversion = copy_native(native.layout, native.config, native.checkpoint)
+    with naming(native.folder):
+        conversion = copy_native(native.layout, native.config, native.checkpoint)
     with new_folder(out) as folder:
         write_checkpoint(folder, conversion.specs, _merged(conversion, opened, native))
         write_native_files(folder, native)

@@ -23,7 +23,7 @@ from torch.nn import functional
 from adapt.models.shards import Checkpoint
 
 # Rows of the head (one per word of the vocabulary) multiplied at a time.
-_HEAD_ROWS = 16384
+_HEAD_ROWS = 8192
 
 
 class OriginalForward:
@@ -31,7 +31,7 @@ class OriginalForward:
 
     Args:
         checkpoint: Its tensors.
-        config: Its config.json.
+        config: Its config.json, every key there (`config_maps.with_defaults`).
         image_token_id: Of `<IMG_CONTEXT>`.
     """
 
@@ -67,7 +67,7 @@ class OriginalForward:
     def features(self, pixel_values: Tensor) -> Tensor:
         """Return the projected features of tiles: [tiles, tokens, language hidden]."""
         patches = _Vision(self._checkpoint, self._config).patches(pixel_values)
-        shuffled = pixel_shuffle(patches, self._config.get("downsample_ratio", 0.5))
+        shuffled = pixel_shuffle(patches, self._config["downsample_ratio"])
         tensors = _Tensors(self._checkpoint, "mlp1.")
         wide = tensors.layer_norm("0", shuffled, 1e-5)
         return tensors.linear("3", functional.gelu(tensors.linear("1", wide)))
@@ -116,7 +116,7 @@ class _Vision:
         self._config = config["vision_config"]
         self._is_patch_only = self._config.get("model_type") == "intern_vit_patch"
         layers = self._config["num_hidden_layers"]
-        chosen = config.get("select_layer", -1)
+        chosen = config["select_layer"]
         self._layers = layers if chosen == -1 else chosen % (layers + 1)
 
     def patches(self, pixel_values: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ class _Vision:
         tiles, count, width = inputs.shape
         heads = self._config["num_attention_heads"]
         queries, keys, values = tensors.linear("attn.qkv", inputs).split(width, dim=-1)
-        if self._config.get("qk_normalization", True):
+        if self._config["qk_normalization"]:
             epsilon = self._config["layer_norm_eps"]
             queries = tensors.rms_norm("attn.q_norm", queries, epsilon)
             keys = tensors.rms_norm("attn.k_norm", keys, epsilon)
@@ -156,7 +156,7 @@ class _Vision:
 
     def _norm(self, tensors: _Tensors, name: str, inputs: Tensor) -> Tensor:
         epsilon = self._config["layer_norm_eps"]
-        if self._config.get("norm_type", "rms_norm") == "rms_norm":
+        if self._config["norm_type"] == "rms_norm":
             return tensors.rms_norm(name, inputs, epsilon)
         return tensors.layer_norm(name, inputs, epsilon)
 
@@ -169,7 +169,7 @@ class _Language:
         self._kind = config["architectures"][0]
         self._is_internlm2 = self._kind.startswith("InternLM2")
         self._heads = config["num_attention_heads"]
-        self._kv_heads = config.get("num_key_value_heads") or self._heads
+        self._kv_heads = config["num_key_value_heads"]
         self._head_dim = config["hidden_size"] // self._heads
         self._model = _Tensors(checkpoint, "language_model.model.")
 
@@ -200,8 +200,8 @@ class _Language:
         full = f"language_model.{name}.weight"
         if full not in self._checkpoint.specs:
             full = "language_model.model.embed_tokens.weight"
-        table = self._checkpoint.read(full)
-        return torch.cat([hidden @ rows.float().T for rows in table.split(_HEAD_ROWS)], -1)
+        blocks = self._checkpoint.row_blocks(full, _HEAD_ROWS)
+        return torch.cat([hidden @ rows.float().T for rows in blocks], -1)
 
     def _norm(self, tensors: _Tensors, name: str, inputs: Tensor) -> Tensor:
         return tensors.rms_norm(name, inputs, self._config["rms_norm_eps"])
@@ -279,10 +279,10 @@ def inverse_frequencies(
         head_dim: Width of a head.
         length: Largest position + 1: dynamic and long ropes depend on it.
     """
-    theta = float(config.get("rope_theta", 10000.0))
+    theta = float(config["rope_theta"])
     # In float32, as every implementation has it: at position 8000 the rounding shows.
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-    scaling = config.get("rope_scaling")
+    scaling = config["rope_scaling"]
     if scaling is None:
         return 1 / theta**exponents, 1.0
     kind = scaling.get("type", scaling.get("rope_type"))

@@ -128,9 +128,10 @@ def model_class(architecture: str) -> type[PreTrainedModel]:
         from adapt.models.mono import MonoInternVLForConditionalGeneration
 
         return MonoInternVLForConditionalGeneration
-    from transformers import InternVLForConditionalGeneration
+    import transformers
 
-    return InternVLForConditionalGeneration
+    native: type[PreTrainedModel] = transformers.InternVLForConditionalGeneration
+    return native
 
 
 def count_parameters(model: PreTrainedModel) -> ParameterCounts:
@@ -152,9 +153,10 @@ def _config_class(architecture: str) -> type[PretrainedConfig]:
         from adapt.models.mono import MonoInternVLConfig
 
         return MonoInternVLConfig
-    from transformers import InternVLConfig
+    import transformers
 
-    return InternVLConfig
+    native: type[PretrainedConfig] = transformers.InternVLConfig
+    return native
 
 
 def _read(name: str) -> dict[str, Any]:

@@ -135,13 +135,16 @@ def convert_sentencepiece(
             byte_fallback=model.byte_fallback,
         )
     )
-    steps = [normalizers.Precompiled(model.character_map)] if model.character_map else []
+    steps: list[normalizers.Normalizer] = []
+    if model.character_map:
+        steps.append(normalizers.Precompiled(model.character_map))
     if prefix_once and model.dummy_prefix:
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
             replacement=SPACE, prepend_scheme="first", split=False
         )
     else:
-        steps += [normalizers.Prepend(SPACE)] if model.dummy_prefix else []
+        if model.dummy_prefix:
+            steps.append(normalizers.Prepend(SPACE))
         steps.append(normalizers.Replace(" ", SPACE))
     if steps:
         tokenizer.normalizer = normalizers.Sequence(steps)

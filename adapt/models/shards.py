@@ -32,18 +32,21 @@ INDEX = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 2 * 1024**3
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
+# In the order in which safetensors lays dtypes out in a file: wide ones first, so that all stay
+# aligned.
 DTYPES: dict[str, torch.dtype] = {
+    "I64": torch.int64,
     "F64": torch.float64,
     "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
     "I32": torch.int32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
     "I16": torch.int16,
     "I8": torch.int8,
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+_ORDER = {name: place for place, name in enumerate(DTYPES)}
 _NUMBERED = re.compile(r"(.+)-\d{5}-of-(\d{5})\.safetensors")
 
 
@@ -63,8 +66,8 @@ class TensorSpec:
 
     @property
     def place(self) -> tuple[int, str]:
-        """Where safetensors puts it in a file: wide dtypes first, so that all stay aligned."""
-        return (-DTYPES[self.dtype].itemsize, self.name)
+        """Where safetensors itself would put it in a file."""
+        return (_ORDER[self.dtype], self.name)
 
 
 class Checkpoint:
@@ -90,6 +93,13 @@ class Checkpoint:
         path, spec = self._stored[name]
         with safe_open(path, framework="pt") as file:
             return file.get_tensor(spec.name)
+
+    def row_blocks(self, name: str, rows: int) -> Iterator[torch.Tensor]:
+        """Yield a tensor `rows` rows at a time; no more of it is mapped."""
+        path, spec = self._stored[name]
+        for start in range(0, spec.shape[0], rows):
+            with safe_open(path, framework="pt") as file:
+                yield file.get_slice(spec.name)[start : start + rows]
 
     def renamed(self, rename: Callable[[str], str]) -> Checkpoint:
         """Return the same tensors under other names."""
@@ -282,7 +292,7 @@ def write_checkpoint(
 
     Args:
         folder: Existing folder.
-        specs: Every tensor, in the order of `tensors`; wide dtypes first (`TensorSpec.place`).
+        specs: Every tensor, in the order of `tensors`; sorted by `TensorSpec.place`.
         tensors: (name, tensor) in that order.
         max_shard_bytes: A file holds no more, unless one tensor alone does.
 
@@ -351,7 +361,7 @@ def _header(specs: list[TensorSpec]) -> bytes:
             "data_offsets": [offset, end],
         }
         offset = end
-    text = json.dumps(content, separators=(",", ":")).encode()
+    text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 

@@ -39,6 +39,9 @@ class NativeForward:
         language = model.model.language_model
         # The rope's frequencies are buffers that no file holds: made anew, off the meta device.
         language.rotary_emb = type(language.rotary_emb)(config=config.text_config)
+        # A tied head has no tensor of its own.
+        head = _HEAD if _HEAD in checkpoint.specs else _EMBEDDING
+        model.lm_head = _Head(checkpoint, head)
         for name, module in model.named_modules():
             own = {
                 leaf: f"{name}.{leaf}".lstrip(".")
@@ -67,15 +70,29 @@ class NativeForward:
 
     def _fetch(self, own: dict[str, str], module: nn.Module, _inputs: Any) -> None:
         for leaf, name in own.items():
-            # A tied head has no tensor of its own.
-            stored = name if name in self._checkpoint.specs else _EMBEDDINGS
-            tensor = self._checkpoint.read(stored).float()
-            module.register_parameter(leaf, nn.Parameter(tensor, requires_grad=False))
+            tensor = self._checkpoint.read(name)
+            # Of an embedding a few rows are used: they alone are read, and made float32 after.
+            weight = tensor if isinstance(module, nn.Embedding) else tensor.float()
+            module.register_parameter(leaf, nn.Parameter(weight, requires_grad=False))
 
-    def _drop(self, own: dict[str, str], module: nn.Module, _inputs: Any, _outputs: Any) -> None:
+    def _drop(self, own: dict[str, str], module: nn.Module, _inputs: Any, outputs: Any) -> Any:
         for leaf in own:
             parameter = getattr(module, leaf).to("meta")
             module.register_parameter(leaf, nn.Parameter(parameter, requires_grad=False))
+        return outputs.float() if isinstance(module, nn.Embedding) else None
 
 
-_EMBEDDINGS = "model.language_model.embed_tokens.weight"
+class _Head(nn.Module):
+    """The head, which is the largest matrix: multiplied a block of words at a time."""
+
+    def __init__(self, checkpoint: Checkpoint, name: str) -> None:
+        super().__init__()
+        self._checkpoint, self._name = checkpoint, name
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        blocks = self._checkpoint.row_blocks(self._name, _HEAD_ROWS)
+        return torch.cat([hidden @ rows.float().T for rows in blocks], -1)
+
+
+_HEAD, _EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
+_HEAD_ROWS = 8192

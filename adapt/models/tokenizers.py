@@ -240,7 +240,7 @@ def _add_tokens(backend: Tokenizer, added: Mapping[int, Mapping[str, Any]], fold
     from tokenizers import AddedToken
 
     vocabulary = backend.get_vocab(with_added_tokens=True)
-    missing = []
+    missing: list[Any] = []
     for number, token in sorted(added.items()):
         text = str(token["content"])
         found = vocabulary.get(text, len(vocabulary) + len(missing))
@@ -273,7 +273,8 @@ def _processor_tokens(backend: Tokenizer) -> dict[str, str]:
         "start_image_token": IMAGE_START,
         "end_image_token": IMAGE_END,
         "context_image_token": IMAGE_CONTEXT,
-        # No InternVL2 has a video token: its frames are pictures.
-        "video_token": "<video>" if backend.token_to_id("<video>") else IMAGE_CONTEXT,
+        # No InternVL2 has a video token, and the processor wants one that is no picture's: <quad>
+        # is in every vocabulary and, in our data, in no text.
+        "video_token": "<video>" if backend.token_to_id("<video>") else "<quad>",
     }
     return {name: token for name, token in names.items() if backend.token_to_id(token) is not None}

@@ -19,10 +19,12 @@ from adapt.errors import CheckFailed, CheckpointError
 from adapt.models.checkpoint_config import (
     is_original,
     is_same_setting,
+    naming,
     native_config,
     read_config,
     resolve_folder,
 )
+from adapt.models.config_maps import with_defaults
 from adapt.models.known_layouts import layout_of_native, layout_of_original
 from adapt.models.original_forward import OriginalForward
 from adapt.models.shards import open_checkpoint
@@ -144,24 +146,25 @@ def open_side(folder: Path, image_token: int | None, *, name: str | None = None)
         CheckpointError: It is damaged, or its image token is unknown.
     """
     fields = read_config(folder)
+    with naming(folder):
+        config, forward = _open_forward(folder, fields, image_token)
+    return Side(name or str(folder), config, open_checkpoint(folder).main_dtype, forward)
+
+
+def _open_forward(
+    folder: Path, fields: dict[str, Any], image_token: int | None
+) -> tuple[Any, Forward]:
     checkpoint = open_checkpoint(folder)
     if not is_original(fields):
-        layout = layout_of_native(fields)
-        config = native_config(fields)
-        renamed = checkpoint.renamed(layout.memory_name)
-        forward = NativeForward(layout, config, renamed)
-        return Side(name or str(folder), config, checkpoint.main_dtype, forward)
+        native, config = layout_of_native(fields), native_config(fields)
+        return config, NativeForward(native, config, checkpoint.renamed(native.memory_name))
     layout = layout_of_original(fields)
     if image_token is None:
         raise CheckpointError(
-            f"{folder}: has no tokenizer, so its image token is unknown; give --image-token-id"
+            "has no tokenizer, so its image token is unknown; give --image-token-id"
         )
-    return Side(
-        name or str(folder),
-        layout.import_config(fields, image_token),
-        checkpoint.main_dtype,
-        OriginalForward(checkpoint, fields, image_token),
-    )
+    config = layout.import_config(fields, image_token)
+    return config, OriginalForward(checkpoint, with_defaults(fields), image_token)
 
 
 def require_agreement(a: Side, b: Side, *, rounded: bool = False) -> Difference:

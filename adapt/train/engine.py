@@ -8,8 +8,6 @@ One engine serves every method and every ZeRO stage, on a GPU and, for tests, on
 from __future__ import annotations
 
 import importlib.util
-import logging
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -194,28 +192,3 @@ def load_quantised(handle: ModelHandle, device: torch.device) -> Any:
         local_files_only=True,
         use_safetensors=True,
     )
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the libraries' chatter from the user's terminal."""
-    import transformers.utils.logging as transformers_logging
-    from deepspeed.utils import logger
-
-    verbosity = transformers_logging.get_verbosity()
-    had_bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            # DeepSpeed and peft call torch and transformers by older names.
-            for module in (r"torch\.distributed", r"transformers\.modeling_utils"):
-                warnings.filterwarnings("ignore", category=FutureWarning, module=module)
-            yield
-    finally:
-        logger.setLevel(level)
-        transformers_logging.set_verbosity(verbosity)
-        if had_bars:
-            transformers_logging.enable_progress_bar()

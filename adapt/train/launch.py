@@ -16,6 +16,7 @@ from adapt.recipe import load_recipe
 from adapt.train.place import Place, find_place
 from adapt.train.processes import rank_command, run_ranks
 from adapt.train.run_folder import RunFolder, prepare
+from adapt.train.threads import wait_politely
 
 
 def run_train(
@@ -32,6 +33,7 @@ def run_train(
     Raises:
         AdaptError: See `adapt.errors`; every one names what to do.
     """
+    wait_politely()
     options = load_recipe(recipe, overrides)
     place = find_place(os.environ)
     if place is not None:
@@ -68,7 +70,8 @@ def _finished(run: RunFolder) -> bool:
 def _default_processes() -> int:
     import torch
 
-    return max(1, torch.cuda.device_count())
+    gpus: int = torch.cuda.device_count()
+    return max(1, gpus)
 
 
 def _leave_as_asked(number: int) -> None:

@@ -20,8 +20,9 @@ from adapt.train.engine import Engine
 if TYPE_CHECKING:
     from adapt.plan import Plan, PlannedRecord
 
-# Share of the logits' spread. bfloat16 keeps 8 bits, and other kernels add up in another order.
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1}
+# Of the logits' spread. Records that see each other differ by 0.2 and more; bfloat16, whose kernels
+# may add up in another order, by 0.003 in the tiny model.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 
 def choose_records(plan: Plan, rope_switch: int | None) -> list[PlannedRecord]:
@@ -49,25 +50,28 @@ def check_packing(engine: Engine, records: Sequence[LoadedRecord], filler: Fille
     """Compare two records packed with the same two apart; all ranks must call it.
 
     Returns:
-        The largest difference of a logit, as a share of the logits' spread.
+        How far a record's logits differ (root mean square) as a share of their spread, at most.
 
     Raises:
         EnvironmentFault: They differ: the attention that is installed mixes records.
     """
     packed = _logits(engine, records, filler)
-    apart = torch.cat([_logits(engine, [record], filler) for record in records])
-    spread = apart.std().clamp_min(torch.finfo(torch.float32).tiny)
-    difference = float((packed - apart).abs().max() / spread)
-    dtype = next(engine.packed.parameters()).dtype
+    differences = []
+    for record in records:
+        apart = _logits(engine, [record], filler)
+        part, packed = packed[: len(apart)], packed[len(apart) :]
+        spread = apart.std().clamp_min(torch.finfo(torch.float32).tiny)
+        differences.append(float((part - apart).square().mean().sqrt() / spread))
+    tolerance = TOLERANCE[next(engine.packed.parameters()).dtype]
     # Written so that a NaN fails.
-    if not difference <= TOLERANCE[dtype]:
+    if not all(difference <= tolerance for difference in differences):
         raise EnvironmentFault(
             f"packing: two records in one pack give logits that differ from the same records "
-            f"apart by {difference:.2g} of their spread (allowed {TOLERANCE[dtype]:g}): the "
+            f"apart by {max(differences):.2g} of their spread (allowed {tolerance:g}): the "
             f"attention of this transformers or torch mixes packed records; adapt doctor shows "
             f"the versions"
         )
-    return difference
+    return max(differences)
 
 
 def _logits(engine: Engine, records: Sequence[LoadedRecord], filler: Filler) -> Tensor:

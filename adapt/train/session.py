@@ -21,11 +21,12 @@ from adapt.models.new_folder import new_folder
 from adapt.recipe import Recipe, load_recipe
 from adapt.train.checkpoint import restore, save_checkpoint
 from adapt.train.dataset import Lost, PackReader
-from adapt.train.engine import Engine, build_engine, quiet
+from adapt.train.engine import Engine, build_engine
 from adapt.train.loop import Sharing, StepDone, Work, pack_totals, run_steps, stop_requests
 from adapt.train.metrics import Metrics, keep_until, open_metrics
 from adapt.train.model_card import write_card
 from adapt.train.place import Place, joined
+from adapt.train.quiet import quiet_training
 from adapt.train.run_folder import RunFolder
 from adapt.train.run_state import RunState, find_latest, read_state
 from adapt.train.schedule import make_schedule
@@ -58,7 +59,7 @@ def run_rank(run: RunFolder, place: Place) -> int:
     Returns:
         0, or the signal that asked to stop; then a checkpoint was written.
     """
-    with joined(place) as device, quiet():
+    with joined(place) as device, quiet_training():
         # The folder is ready when rank 0, which made it, is here.
         dist.barrier()
         recipe = load_recipe(run.recipe)

@@ -32,8 +32,10 @@ MOTIONS = (
     *("Going ahead.", "Turn right.", "Turn left.", "Stopped.", "Back up.", "Reverse parking."),
     *("Drive backward.", "Moving.", "Parked.", "Standing.", "Keep going at the same speed."),
 )
-SPEEDS = ("not moving", "driving slowly", "driving with normal speed", "driving fast")
-SPEEDS_LONG = (*SPEEDS, "driving very fast")
+SPEEDS = (
+    *("not moving", "driving slowly", "driving with normal speed", "driving fast"),
+    "driving very fast",
+)
 STEERINGS = (
     *("going straight", "steering to the left", "steering to the right"),
     *("slightly steering to the left", "slightly steering to the right"),
@@ -109,8 +111,14 @@ def sentences() -> Iterator[str]:
     yield from ["system\n", "user\n", "assistant\n", "\n"] * ROUNDS
     fillings = {
         "TAG": [f"<c{n % 9 + 1},{CAMERAS[n % 6]},[{n * 37}, {n * 53}]>" for n in range(12)],
-        **{"CAMERA": CAMERAS, "COLOUR": COLOURS, "OBJECT": OBJECTS, "SHAPE": SHAPES},
-        **{"MOTION": MOTIONS, "SPEED": SPEEDS_LONG, "STEERING": STEERINGS, "SIDE": SIDES},
+        "CAMERA": CAMERAS,
+        "COLOUR": COLOURS,
+        "OBJECT": OBJECTS,
+        "SHAPE": SHAPES,
+        "MOTION": MOTIONS,
+        "SPEED": SPEEDS,
+        "STEERING": STEERINGS,
+        "SIDE": SIDES,
         "NUMBER": NUMBERS,
     }
     turn = 0

@@ -1,0 +1,348 @@
+"""`adapt predict`: a model's greedy answers to records, in the order of the records.
+
+    records --window--> sorted by length, batches --pictures read ahead--> answers --order--> OUT
+
+    answers.jsonl              a line a record (schemas/prediction.schema.json), when all are there
+    .answers.jsonl.partial     the first so many lines, while it works or after it was stopped
+    answers.jsonl.about.json   model, tiling and length they were made with
+
+Run again, it goes on after the answers that are there. Answers of another model or with other
+options are never mixed in: it refuses, or with `--overwrite` discards them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from adapt.dataset import open_dataset
+from adapt.errors import RecordError, UsageError
+from adapt.jsonl import disk_fault, read_json, read_records, write_bytes, write_json
+from adapt.progress import progress
+from adapt.recipe import Recipe, load_recipe
+from adapt.records import RecordLine, Source
+from adapt.train.threads import wait_politely
+
+if TYPE_CHECKING:
+    from adapt.answer import Answer, Answerer, Prompt, Tiling
+    from adapt.models.handle import ModelHandle
+
+FORMAT = 1
+MOST_TILES = 12
+# Batches that are sorted by length together: more would waste less padding, and lose more work
+# when stopped.
+WINDOW_BATCHES = 8
+READERS = 2
+_PIECES = 64
+_PIECE_BYTES = 65536
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictOptions:
+    """What to answer, and how.
+
+    Args:
+        records: Records file, or a dataset folder of one split.
+        model: Checkpoint folder, run folder or preset.
+        out: Predictions file.
+        batch_size: Records a batch.
+        max_new_tokens: Longest answer.
+        max_tiles: Most tiles a record; None: as in the run that trained the model, else 12.
+        limit: Answer the first so many records only.
+        device: `cpu`, `cuda` or `cuda:N`; None: a GPU, if there is one.
+        overwrite: Discard answers that are there.
+    """
+
+    records: Path
+    model: str
+    out: Path
+    batch_size: int = 8
+    max_new_tokens: int = 200
+    max_tiles: int | None = None
+    limit: int | None = None
+    device: str | None = None
+    overwrite: bool = False
+
+
+class Prediction(msgspec.Struct, frozen=True):
+    """A line of the predictions file; keys in this order."""
+
+    id: str
+    question: str
+    answer: str
+    gt_answer: str
+    source: Source
+    model: str
+    prompt_tokens: int
+    answer_tokens: int
+    finish: str
+
+
+_PREDICTION = msgspec.json.Decoder(Prediction)
+
+
+def run_predict(options: PredictOptions) -> Path:
+    """Answer records and return the predictions file.
+
+    Raises:
+        SourceError: The records are not there.
+        RecordError: A record cannot be asked, or answers there are to other records.
+        UsageError: Answers there were made with another model or other options.
+        ImageError: A picture cannot be read.
+    """
+    from adapt.models.handle import open_model
+
+    wait_politely()
+    _check_numbers(options)
+    path, root = find_records(options.records)
+    records = [record for _, record in islice(read_records(path), options.limit)]
+    handle = open_model(options.model)
+    tiling = choose_tiling(options)
+    about = describe(options, handle, tiling)
+    partial = options.out.with_name(f".{options.out.name}.partial")
+    done = _answers_there(options, partial, about, records)
+    if done >= len(records) and options.out.exists():
+        print(f"{options.out}: has all {done} answers already")
+        return options.out
+    write_json(about_path(options.out), about)
+    _answer_rest(options, records, done, partial, (handle, tiling, root))
+    try:
+        partial.replace(options.out)
+    except OSError as error:
+        raise disk_fault(error, options.out) from error
+    print(f"{options.out}: {len(records)} answers of {options.model}")
+    return options.out
+
+
+def find_records(path: Path) -> tuple[Path, Path]:
+    """Return the records file to answer, and the folder its image paths start at.
+
+    Raises:
+        UsageError: A folder holds more than one records file.
+    """
+    dataset = open_dataset(path)
+    files = [file.path for split in dataset.splits.values() for file in split]
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise UsageError(f"{path}: holds several records files ({names}); name one of them")
+    return files[0], dataset.root
+
+
+def choose_tiling(options: PredictOptions) -> Tiling:
+    """Return how to cut pictures: as the run that trained the model did, unless asked otherwise."""
+    from adapt.answer import Tiling
+
+    recipe = _recipe_of(Path(options.model))
+    most = options.max_tiles or (recipe.max_tiles if recipe else MOST_TILES)
+    if recipe is None:
+        return Tiling(most)
+    return Tiling(most, min(recipe.min_tiles, most), recipe.thumbnail)
+
+
+def describe(options: PredictOptions, handle: ModelHandle, tiling: Tiling) -> dict[str, Any]:
+    """Return everything that decides an answer, apart from its record."""
+    return {
+        "format": FORMAT,
+        "model": options.model,
+        "weights": weights_digest(handle.folder) if handle.folder else "random",
+        "template": handle.template.name,
+        "max_new_tokens": options.max_new_tokens,
+        **asdict(tiling),
+    }
+
+
+def about_path(out: Path) -> Path:
+    """Return the file that says how the answers in `out` were made."""
+    return out.with_name(f"{out.name}.about.json")
+
+
+def weights_digest(folder: Path) -> str:
+    """Return a sha256 of a checkpoint: its config, and pieces from all over its weights.
+
+    Reading all of a large checkpoint takes longer than many a prediction; any training step changes
+    every piece.
+    """
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name}\0{size}\0".encode())
+        with path.open("rb") as file:
+            for piece in range(_PIECES):
+                file.seek(max(0, (size - _PIECE_BYTES)) * piece // (_PIECES - 1))
+                digest.update(file.read(_PIECE_BYTES))
+    return digest.hexdigest()
+
+
+def _check_numbers(options: PredictOptions) -> None:
+    for name in ("batch_size", "max_new_tokens", "max_tiles", "limit"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} {value}: expected at least 1")
+    if options.out.is_dir():
+        raise UsageError(f"{options.out}: is a folder, expected a file to write answers to")
+
+
+def _recipe_of(model: Path) -> Recipe | None:
+    """Return the recipe of the run that a checkpoint lies in, None outside of any run."""
+    if not model.is_dir():
+        return None
+    for folder in [model, *model.resolve().parents[:3]]:
+        if (folder / "recipe.yaml").is_file() and (folder / "plan").is_dir():
+            return load_recipe(folder / "recipe.yaml")
+    return None
+
+
+def _answers_there(
+    options: PredictOptions, partial: Path, about: dict[str, Any], records: list[RecordLine]
+) -> int:
+    """Return how many answers are there, in `partial` or, when complete, in the file itself."""
+    places = (options.out, partial, about_path(options.out))
+    if options.overwrite:
+        for path in places:
+            path.unlink(missing_ok=True)
+    if not options.out.exists() and not partial.exists():
+        return 0
+    _compare_about(options.out, about)
+    lines = _whole_lines(partial if partial.exists() else options.out)
+    for number, (line, record) in enumerate(zip(lines, records, strict=False), start=1):
+        _compare(line, record, f"{options.out}:{number}")
+    if not options.out.exists() or len(lines) < len(records):
+        write_bytes(partial, b"".join(lines))
+    return len(lines)
+
+
+def _compare_about(out: Path, about: dict[str, Any]) -> None:
+    path = about_path(out)
+    if not path.exists():
+        raise UsageError(
+            f"{out}: is there, and nothing says how its answers were made ({path.name} is "
+            f"missing); --overwrite discards it"
+        )
+    before = read_json(path)
+    differing = [
+        f"{key} was {before.get(key)}, is {value}"
+        for key, value in about.items()
+        if before.get(key) != value
+    ]
+    if differing:
+        raise UsageError(
+            f"{out}: holds answers made otherwise ({'; '.join(differing)}); --overwrite discards "
+            f"them, another --out keeps them"
+        )
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+    lines = path.read_bytes().splitlines(keepends=True)
+    return lines[:-1] if lines and not lines[-1].endswith(b"\n") else lines
+
+
+def _compare(line: bytes, record: RecordLine, place: str) -> None:
+    """Refuse an answer that is there if it is not to this record."""
+    try:
+        found = _PREDICTION.decode(line)
+    except msgspec.DecodeError as error:
+        raise RecordError(
+            f"{place}: not a prediction ({error}); --overwrite discards it"
+        ) from error
+    if found.id != record.id or found.question != _question(record):
+        raise RecordError(
+            f"{place}: answers {found.id}, the record there is now {record.id} or asks otherwise; "
+            f"--overwrite discards all answers"
+        )
+
+
+def _answer_rest(
+    options: PredictOptions,
+    records: list[RecordLine],
+    done: int,
+    partial: Path,
+    setting: tuple[ModelHandle, Tiling, Path],
+) -> None:
+    """Append the answers to records from `done` on to `partial`."""
+    from adapt.answer import Answerer, find_device
+    from adapt.train.quiet import quiet_transformers
+
+    handle, tiling, root = setting
+    with quiet_transformers():
+        answerer = Answerer(
+            handle,
+            find_device(options.device),
+            tiling,
+            max_new_tokens=options.max_new_tokens,
+            root=root,
+        )
+        with progress("predict", len(records), "records", done=done) as advance:
+            for lines in _in_order(_answers(answerer, options, records, done), done):
+                try:
+                    with partial.open("ab") as file:
+                        file.write(b"".join(lines))
+                except OSError as error:
+                    raise disk_fault(error, partial) from error
+                advance(len(lines))
+
+
+def _answers(
+    answerer: Answerer, options: PredictOptions, records: list[RecordLine], done: int
+) -> Iterator[list[tuple[int, bytes]]]:
+    """Yield the lines of each batch with their places."""
+    from adapt.train.loader import read_ahead
+
+    batches = read_ahead(answerer.load, _batches(answerer, options, records, done), workers=READERS)
+    with closing(batches):  # type: ignore[type-var]
+        for batch in batches:
+            answers = answerer.answer(batch)
+            yield [
+                (prompt.index, _line(prompt, answer, options.model))
+                for prompt, answer in zip(batch.prompts, answers, strict=True)
+            ]
+
+
+def _batches(
+    answerer: Answerer, options: PredictOptions, records: list[RecordLine], done: int
+) -> Iterator[list[Prompt]]:
+    window = options.batch_size * WINDOW_BATCHES
+    for first in range(done, len(records), window):
+        places = range(first, min(first + window, len(records)))
+        prompts = [answerer.prompt(place, records[place]) for place in places]
+        yield from answerer.batches(prompts, options.batch_size)
+
+
+def _in_order(batches: Iterable[list[tuple[int, bytes]]], start: int) -> Iterator[list[bytes]]:
+    """Yield lines in the order of their places, as soon as none before them is missing."""
+    waiting: dict[int, bytes] = {}
+    for batch in batches:
+        waiting.update(batch)
+        ready = []
+        while start in waiting:
+            ready.append(waiting.pop(start))
+            start += 1
+        if ready:
+            yield ready
+
+
+def _line(prompt: Prompt, answer: Answer, model: str) -> bytes:
+    record = prompt.record
+    prediction = Prediction(
+        id=record.id,
+        question=_question(record),
+        answer=answer.text,
+        gt_answer=record.conversations[-1].value,
+        source=record.source,
+        model=model,
+        prompt_tokens=len(prompt.input_ids),
+        answer_tokens=answer.tokens,
+        finish=answer.finish,
+    )
+    return msgspec.json.encode(prediction) + b"\n"
+
+
+def _question(record: RecordLine) -> str:
+    """Return the last human turn."""
+    return next(turn.value for turn in reversed(record.conversations) if turn.speaker == "human")

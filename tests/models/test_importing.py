@@ -1,0 +1,518 @@
+"""Import of original checkpoints: the goldens of the reference implementation, and bad input."""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoImageProcessor,
+    AutoProcessor,
+    AutoTokenizer,
+    InternVLForConditionalGeneration,
+    InternVLProcessor,
+)
+from transformers.models.auto.video_processing_auto import AutoVideoProcessor
+
+from adapt.cli import run
+from adapt.errors import CheckFailed, CheckpointError
+from adapt.models import layouts
+from adapt.models.card import Card, read_card
+from adapt.models.chat import load_template, render
+from adapt.models.checkpoint_config import native_config, read_config
+from adapt.models.handle import open_model
+from adapt.models.importing import import_checkpoint
+from adapt.models.known_layouts import layout_of_native
+from adapt.models.mono import MonoInternVLForConditionalGeneration
+from adapt.models.presets import load_preset
+from adapt.models.shards import INDEX, Checkpoint, open_checkpoint
+from adapt.records import Message
+
+KINDS = ("qwen2", "internlm2", "phi3", "mono")
+IMAGE_TOKEN = 5
+
+
+def model_class(kind):
+    return (
+        MonoInternVLForConditionalGeneration if kind == "mono" else InternVLForConditionalGeneration
+    )
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def golden(request, shared, tmp_path_factory):
+    """A golden checkpoint, imported, with its inputs and what the reference gives."""
+    folder = shared / "goldens" / "checkpoints" / request.param
+    expected = json.loads((folder / "expected.json").read_text())
+    out = tmp_path_factory.mktemp("imported") / request.param
+    report = import_checkpoint(folder, out, image_token_id=expected["image_token_id"])
+    inputs = load_file(folder / "inputs.safetensors")
+    del inputs["pixel_values_seed"]
+    inputs["pixel_values"] = inputs["pixel_values"].float()
+    return SimpleNamespace(
+        kind=request.param,
+        source=folder,
+        out=out,
+        report=report,
+        inputs=inputs,
+        expected=expected,
+        tensors=load_file(folder / "expected.safetensors"),
+    )
+
+
+def load(golden, folder=None, dtype=torch.float32):
+    model, info = model_class(golden.kind).from_pretrained(
+        folder or golden.out, dtype=dtype, output_loading_info=True
+    )
+    assert {key: list(value) for key, value in info.items() if value} == {}
+    return model.eval()
+
+
+def test_golden_computes_what_the_reference_does(golden):
+    model = load(golden)
+    with torch.no_grad():
+        output = model(**golden.inputs, use_cache=False)
+    supervised = golden.inputs["labels"][:, 1:] != -100
+    logits = output.logits[:, :-1][supervised]
+    wanted = golden.tensors
+    torch.testing.assert_close(logits, wanted["logits_supervised"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        output.image_hidden_states[0], wanted["image_features_first_tile"], atol=1e-4, rtol=0
+    )
+    assert output.loss.item() == pytest.approx(golden.expected["loss"], abs=1e-5)
+    weights = torch.tensor(golden.expected["loss_weight_of_supervised_tokens"])
+    losses = torch.nn.functional.cross_entropy(
+        logits, golden.inputs["labels"][:, 1:][supervised], reduction="none"
+    )
+    weighted = (losses * weights).sum() / weights.sum()
+    assert weighted.item() == pytest.approx(golden.expected["weighted_loss"], abs=1e-5)
+
+
+def test_golden_has_the_gradients_of_the_reference(golden):
+    model = load(golden)
+    model(**golden.inputs, use_cache=False).loss.backward()
+    grads = {name: parameter.grad for name, parameter in model.named_parameters()}
+    fields = read_config(golden.out)
+    pairs = layout_of_native(fields).pairs(native_config(fields))
+    wanted = golden.expected["grad_norms"]
+    assert {pair.original for pair in pairs} == wanted.keys()
+    for pair in pairs:
+        parts = torch.cat([grads[name].flatten() for name in pair.native])
+        if wanted[pair.original] == 0:
+            assert parts.norm().item() < 1e-8, pair.original
+        else:
+            assert parts.norm().item() == pytest.approx(wanted[pair.original], rel=1e-3), pair
+
+
+def test_golden_in_bfloat16_loses_little(golden):
+    model = load(golden, dtype=torch.bfloat16)
+    inputs = {**golden.inputs, "pixel_values": golden.inputs["pixel_values"].bfloat16()}
+    with torch.no_grad():
+        loss = model(**inputs, use_cache=False).loss.item()
+    assert loss == pytest.approx(golden.expected["loss"], rel=0.02)
+
+
+def test_golden_is_saved_and_loaded_again(golden, tmp_path):
+    model = load(golden)
+    model.save_pretrained(tmp_path / "saved")
+    again = load(golden, tmp_path / "saved")
+    names = [name for name, _ in model.named_parameters()]
+    assert [name for name, _ in again.named_parameters()] == names
+    state = again.state_dict()
+    assert all(tensor.equal(state[name]) for name, tensor in model.state_dict().items())
+    saved = open_checkpoint(tmp_path / "saved").specs
+    assert saved == open_checkpoint(golden.out).specs
+
+
+def test_golden_generates_what_its_logits_say(golden):
+    model = load(golden)
+    prompt = {
+        "input_ids": golden.inputs["input_ids"],
+        "pixel_values": golden.inputs["pixel_values"],
+    }
+    with torch.no_grad():
+        written = model.generate(
+            **prompt,
+            attention_mask=torch.ones_like(prompt["input_ids"]),
+            max_new_tokens=4,
+            do_sample=False,
+            eos_token_id=-1,
+        )
+        # Without a cache, all at once: each token is the likeliest after those before it.
+        logits = model(
+            input_ids=written[:, :-1], pixel_values=prompt["pixel_values"], use_cache=False
+        ).logits
+    start = prompt["input_ids"].shape[1]
+    assert written.shape[1] == start + 4
+    assert written[0, start:].tolist() == logits[0, start - 1 :].argmax(-1).tolist()
+
+
+def test_golden_report_and_card(golden):
+    counts = {"qwen2": (65, 73), "internlm2": (55, 67), "phi3": (53, 61), "mono": (33, 37)}
+    report = golden.report
+    assert (report.tensors_in, report.tensors_out) == counts[golden.kind]
+    assert report.layout == golden.kind
+    assert report.difference.largest < 1e-5
+    # A picture with text; beyond the switch of the rope too, where there is one.
+    assert report.difference.tokens == 280 + (0 if golden.kind == "qwen2" else 16)
+    template = read_config(golden.source)["template"]
+    assert read_card(golden.out) == Card(template=template, tile_px=448, tokens_per_tile=256)
+    assert sorted(path.name for path in golden.out.iterdir()) == [
+        "adapt.json",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "original",
+    ]
+    config = read_config(golden.out)
+    assert (config["tie_word_embeddings"], config["image_token_id"]) == (False, 500)
+    assert config["architectures"] == [model_class(golden.kind).__name__]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shards_give_the_same_as_one_file(make_original, tmp_path, kind):
+    single = make_original(tmp_path / "single", kind)
+    sharded = tmp_path / "sharded"
+    sharded.mkdir()
+    shutil.copyfile(single / "config.json", sharded / "config.json")
+    tensors = sorted(load_file(single / "model.safetensors").items())
+    weight_map = {}
+    for number in range(3):
+        name = f"model-0000{number + 1}-of-00003.safetensors"
+        save_file(dict(tensors[number::3]), sharded / name)
+        weight_map |= dict.fromkeys(dict(tensors[number::3]), name)
+    (sharded / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    for source, out in ((single, "a"), (sharded, "b")):
+        import_checkpoint(source, tmp_path / out, image_token_id=IMAGE_TOKEN)
+    for name in ("model.safetensors", "config.json", "generation_config.json", "adapt.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+VARIANTS = {
+    "internlm2 with biases": ("internlm2", {"bias": True}, {}),
+    "internlm2 with a linear rope": (
+        "internlm2",
+        {"rope_scaling": {"type": "linear", "factor": 2.0}},
+        {},
+    ),
+    "internlm2 without grouped heads": ("internlm2", {"num_key_value_heads": 4}, {}),
+    "qwen2 with a dynamic rope": ("qwen2", {"rope_scaling": {"type": "dynamic", "factor": 2}}, {}),
+    "qwen2 with a tied head": ("qwen2", {"tie_word_embeddings": True}, {}),
+    "phi3 without a long rope": ("phi3", {"rope_scaling": None}, {}),
+    "phi3 with grouped heads": ("phi3", {"num_key_value_heads": 2}, {}),
+    "vision tower of the 6B": (
+        "qwen2",
+        {},
+        {"norm_type": "rms_norm", "qk_normalization": True, "qkv_bias": False},
+    ),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_variants_compute_the_same_in_both_layouts(make_original, tmp_path, variant, dtype):
+    kind, llm, vision = VARIANTS[variant]
+    source = make_original(tmp_path / "source", kind, llm=llm, vision=vision, dtype=dtype)
+    report = import_checkpoint(source, tmp_path / "out", image_token_id=IMAGE_TOKEN)
+    # Random weights of this size give logits of order 1: agreement says something.
+    assert report.difference.scale > 0.5
+    assert report.difference.largest < 1e-4
+    native = open_checkpoint(tmp_path / "out")
+    assert native.num_bytes == open_checkpoint(source).num_bytes
+    assert {spec.dtype for spec in native.specs.values()} == {native.main_dtype}
+    model, info = InternVLForConditionalGeneration.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
+    assert {key: list(value) for key, value in info.items() if value} == {}
+    assert model.dtype == dtype
+
+
+def test_each_source_tensor_is_read_once(make_original, tmp_path, monkeypatch):
+    source = make_original(tmp_path / "source")
+    reads = []
+    read = Checkpoint.read
+    monkeypatch.setattr(
+        Checkpoint, "read", lambda self, name: reads.append(name) or read(self, name)
+    )
+    import_checkpoint(source, tmp_path / "out", verify=False, image_token_id=IMAGE_TOKEN)
+    assert sorted(reads) == sorted(load_file(source / "model.safetensors"))
+
+
+def with_tokenizer(folder, tokenizer, **fields):
+    """Give a checkpoint a tokenizer and the template that belongs to it."""
+    for path in tokenizer.glob("tokenizer*.json"):
+        shutil.copyfile(path, folder / path.name)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **fields}))
+    return folder
+
+
+@pytest.fixture
+def spoken(make_original, tmp_path):
+    """A checkpoint with the shipped tiny tokenizer."""
+    tokenizer = load_preset("tiny").tokenizer_folder
+    source = make_original(tmp_path / "source", "qwen2", llm={"vocab_size": 1536})
+    return with_tokenizer(source, tokenizer, template="internvl2_5")
+
+
+def test_everything_stock_transformers_reads_is_there(spoken, tmp_path):
+    out = tmp_path / "out"
+    import_checkpoint(spoken, out)
+    assert sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()) == [
+        "adapt.json",
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "original/config.json",
+        "original/tokenizer.json",
+        "original/tokenizer_config.json",
+        "preprocessor_config.json",
+        "processor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "video_preprocessor_config.json",
+    ]
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    assert tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>") == 5
+    assert tokenizer.get_vocab() == open_model("tiny").tokenizer.get_vocab()
+    assert read_config(out)["image_token_id"] == 5
+    generation = json.loads((out / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == [2, 0]
+    assert read_card(out) == Card(template="internvl2_5", tile_px=56, tokens_per_tile=4)
+
+
+def test_open_model_reads_an_imported_folder(spoken, tmp_path):
+    import_checkpoint(spoken, tmp_path / "out")
+    handle = open_model(str(tmp_path / "out"))
+    assert (handle.template.name, handle.image_token_id, handle.tokens_per_tile) == (
+        "internvl2_5",
+        5,
+        4,
+    )
+    turns = [Message("human", "<image>\nwhat?"), Message("gpt", "a box")]
+    assert handle.encode(turns, [2]).input_ids.count(5) == 8
+
+
+def test_processor_writes_the_same_prompt_as_adapt(spoken, tmp_path, monkeypatch):
+    """transformers' InternVLProcessor needs torchvision for videos alone: that part is left out."""
+    out = tmp_path / "out"
+    import_checkpoint(spoken, out)
+    monkeypatch.setattr(AutoVideoProcessor, "from_pretrained", lambda *_, **__: None)
+    check = InternVLProcessor.check_argument_for_proper_class
+    monkeypatch.setattr(
+        InternVLProcessor,
+        "check_argument_for_proper_class",
+        lambda self, name, value: None if name == "video_processor" else check(self, name, value),
+    )
+    processor = AutoProcessor.from_pretrained(out)
+    assert isinstance(processor, InternVLProcessor)
+    picture = {"type": "image"}, {"type": "text", "text": "what is it?"}
+    messages = [
+        {"role": "user", "content": list(picture)},
+        {"role": "assistant", "content": "a box"},
+        {"role": "user", "content": "and now?"},
+    ]
+    text = processor.apply_chat_template(messages, add_generation_prompt=True)
+    # 112x56: two tiles and a thumbnail.
+    inputs = processor(text=text, images=[Image.new("RGB", (112, 56))], return_tensors="pt")
+    handle = open_model(str(out))
+    turns = [
+        Message("human", "<image>\nwhat is it?"),
+        Message("gpt", "a box"),
+        Message("human", "and now?"),
+        Message("gpt", ""),
+    ]
+    assert inputs["input_ids"][0].tolist() == handle.encode_prompt(turns, [3])
+    assert inputs["pixel_values"].shape == (3, 3, 56, 56)
+    black = (0 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
+    torch.testing.assert_close(inputs["pixel_values"][0, :, 0, 0], black)
+    assert AutoImageProcessor.from_pretrained(out).size == {"height": 56, "width": 56}
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "internlm2", "phi3"])
+def test_real_tokenizers(shared, make_original, tmp_path, kind):
+    rows = {"qwen2": 151655, "internlm2": 92553, "phi3": 32020}[kind]
+    image = {"qwen2": 151648, "internlm2": 92546, "phi3": 32013}[kind]
+    stop = {"qwen2": [151645, 151643], "internlm2": [92542, 2], "phi3": [32007, 32000]}[kind]
+    sizes = {"hidden_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1}
+    if kind == "phi3":
+        sizes["rope_scaling"] = {"type": "su", "short_factor": [1.0] * 2, "long_factor": [2.0] * 2}
+    source = make_original(
+        tmp_path / "source", kind, llm={"vocab_size": rows, **sizes, "num_key_value_heads": 1}
+    )
+    with_tokenizer(source, shared / "tokenizers" / kind)
+    import_checkpoint(source, tmp_path / "out", verify=False)
+    assert read_config(tmp_path / "out")["image_token_id"] == image
+    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == stop
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert len(tokenizer) == rows
+    template = load_template(read_config(source)["template"])
+    turns = [Message("human", " what is it? "), Message("gpt", "一只猫"), Message("human", "sure?")]
+    messages = [
+        {"role": "user" if turn.speaker == "human" else "assistant", "content": turn.value}
+        for turn in turns
+    ]
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    assert text == render(template, turns).text
+
+
+def test_preset_is_recognised_by_sizes_and_name(make_original, tmp_path, monkeypatch):
+    """The rule alone, on a preset's config: weights of that size would be gigabytes."""
+    from adapt.models import importing
+
+    preset = load_preset("mini-internvl2-1b")
+    source = SimpleNamespace(
+        folder=tmp_path / "somewhere",
+        config=preset.config(7),
+        template=load_template(preset.template),
+    )
+    assert importing._preset_name(source) == "mini-internvl2-1b"
+    named = load_preset("mini-internvl2-1b-da-drivelm")
+    source.folder = tmp_path / named.hub_id.rpartition("/")[2]
+    assert importing._preset_name(source) == "mini-internvl2-1b-da-drivelm"
+    source.config.text_config.hidden_size += 1
+    assert importing._preset_name(source) is None
+
+
+def edit_tensors(change):
+    def damage(folder):
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors")
+
+    return damage
+
+
+def edit_config(**fields):
+    def damage(folder):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **fields}))
+
+    return damage
+
+
+def become_a_pickle(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def become_a_shard(folder):
+    (folder / "model.safetensors").rename(folder / "model-00002-of-00002.safetensors")
+
+
+def take_a_larger_tokenizer(folder):
+    with_tokenizer(folder, load_preset("tiny").tokenizer_folder, template="internvl2_5")
+
+
+def take_a_text_tokenizer(folder):
+    take_a_larger_tokenizer(folder)
+    content = (folder / "tokenizer.json").read_text()
+    (folder / "tokenizer.json").write_text(content.replace("<IMG_CONTEXT>", "<nothing>"))
+
+
+WO = "language_model.model.layers.1.attention.wo.weight"
+BAD = {
+    "missing shard": (
+        become_a_shard,
+        r"1 of 2 shards are missing: model-00001-of-00002.safetensors; fetch",
+    ),
+    "missing tensor": (
+        edit_tensors(lambda tensors: tensors.pop(WO)),
+        rf"do not fit its config.json: 1 missing: {WO}; ",
+    ),
+    "extra tensor": (
+        edit_tensors(lambda tensors: tensors.update(spare=torch.ones(1))),
+        r"do not fit its config.json: 1 left over: spare; ",
+    ),
+    "wrong shape": (
+        edit_tensors(lambda tensors: tensors.update({WO: torch.ones(16, 8)})),
+        rf"1 of another shape: {WO} is \[16, 8\], expected \[16, 16\]; ",
+    ),
+    "config of another model": (
+        edit_config(model_type="llava"),
+        r"/config.json: model_type is llava, expected internvl_chat",
+    ),
+    "config of another size": (
+        edit_config(downsample_ratio=0.25),
+        r"3 of another shape: mlp1.0.bias is \[32\], expected \[128\], .* fetch the checkpoint",
+    ),
+    "config that contradicts itself": (
+        edit_config(vision_config={"num_hidden_layers": 1, "hidden_size": 8}),
+        r"/config.json: vision_config.hidden_size is 8, not a multiple of num_attention_heads \(25",
+    ),
+    "config that nothing can be built from": (
+        edit_config(vision_config={"hidden_act": "gulp"}),
+        r"config.json: transformers cannot build it: .*gulp",
+    ),
+    "native checkpoint": (edit_config(model_type="internvl"), r"is native already"),
+    "unknown template": (edit_config(template="Hermes2"), r"did you mean Hermes-2\?"),
+    "damaged config": (
+        lambda folder: (folder / "config.json").write_text("{"),
+        r"config.json:1:\d+: not valid JSON",
+    ),
+    "config that is a list": (
+        lambda folder: (folder / "config.json").write_text("[1]"),
+        r"config.json: a JSON list, expected an object",
+    ),
+    "no config": (lambda folder: (folder / "config.json").unlink(), r"config.json: no such file"),
+    "no folder": (shutil.rmtree, r"no such folder, expected a checkpoint"),
+    "pickle": (become_a_pickle, r"pytorch_model.bin: is a pickle, .* can run any code"),
+    "tokenizer too large": (
+        take_a_larger_tokenizer,
+        r"the tokenizer has ids up to 1476 .*, the embedding 96 rows",
+    ),
+    "tokenizer without pictures": (take_a_text_tokenizer, r"has no token <IMG_CONTEXT>"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_clear_line_and_nothing_is_written(make_original, tmp_path, case):
+    damage, message = BAD[case]
+    source = make_original(tmp_path / "source")
+    damage(source)
+    token = None if case.startswith("tokenizer") else IMAGE_TOKEN
+    with pytest.raises(CheckpointError, match=message) as caught:
+        import_checkpoint(source, tmp_path / "out", image_token_id=token)
+    assert str(source) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir() if path != source] == []
+
+
+def test_weights_alone_need_the_image_token(make_original, tmp_path, capsys):
+    source, out = make_original(tmp_path / "source"), tmp_path / "out"
+    assert run(["models", "import", str(source), "--out", str(out)]) == 2
+    assert "has no tokenizer, so the id of <IMG_CONTEXT> is unknown" in capsys.readouterr().err
+    assert run(["models", "import", str(source), "--out", str(out), "--image-token-id", "96"]) == 2
+    assert "image token id 96 is outside the vocabulary of 96" in capsys.readouterr().err
+    assert not out.exists()
+    assert run(["models", "import", str(source), "--out", str(out), "--image-token-id", "5"]) == 0
+    assert "internlm2, 55 tensors in, 67 out" in capsys.readouterr().out
+    assert run(["models", "import", str(source), "--out", str(out), "--image-token-id", "5"]) == 2
+    assert "out: is there already" in capsys.readouterr().err
+
+
+def test_image_token_that_contradicts_the_tokenizer(spoken, tmp_path):
+    with pytest.raises(CheckpointError, match=r"is 7, but <IMG_CONTEXT> is 5 in the tokenizer"):
+        import_checkpoint(spoken, tmp_path / "out", image_token_id=7)
+
+
+@pytest.mark.parametrize("kind", ["internlm2", "mono"])
+def test_a_wrong_cut_is_caught_by_the_logits(make_original, tmp_path, monkeypatch, kind):
+    """Same names, same shapes, keys and values exchanged: only computing finds it."""
+    source = make_original(tmp_path / "source", kind)
+    split = layouts.GroupedRows.split
+
+    def exchanged(self, tensor):
+        queries, keys, values = split(self, tensor)
+        return [queries, values, keys]
+
+    monkeypatch.setattr(layouts.GroupedRows, "split", exchanged)
+    with pytest.raises(CheckFailed, match=r"source and .*/out do not compute the same"):
+        import_checkpoint(source, tmp_path / "out", image_token_id=IMAGE_TOKEN)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+    import_checkpoint(source, tmp_path / "out", verify=False, image_token_id=IMAGE_TOKEN)
+    assert Path(tmp_path / "out" / "model.safetensors").exists()
