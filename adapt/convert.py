@@ -163,8 +163,10 @@ class _Split:
                 records = entry["ledger"]["records"]
                 self._say(f"nothing to do: {records} records of the same input and options")
                 return
+        # Read the parts first: a raw file that stops the run here leaves no state behind.
+        total, tasks = self._tasks()
         started_ns = self._start(made_by, manifest)
-        ledger, outcomes = self._do_parts(started_ns)
+        ledger, outcomes = self._do_parts(started_ns, total, tasks)
         self._check(ledger, outcomes)
         self._join(ledger, outcomes, made_by)
         for line in ledger.lines():
@@ -253,7 +255,9 @@ class _Split:
         else:
             (self._out / MANIFEST).unlink(missing_ok=True)
 
-    def _do_parts(self, started_ns: int) -> tuple[Ledger, list[tuple[Path, str]]]:
+    def _do_parts(
+        self, started_ns: int, total: int, tasks: Iterator[Task]
+    ) -> tuple[Ledger, list[tuple[Path, str]]]:
         """Convert every part that is not done; return the sums and the part files in order."""
         job = Job(
             converter=self._converter.name,
@@ -264,7 +268,6 @@ class _Split:
             state=self._state,
             started_ns=started_ns,
         )
-        total, tasks = self._tasks()
         ledger = Ledger()
         outcomes: list[tuple[Path, str]] = []
 

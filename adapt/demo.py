@@ -27,9 +27,9 @@ from adapt.jsonl import read_lines, read_records, write_bytes
 from adapt.records import RecordLine
 from adapt.synthetic import TRUTH_FILE, grey_copy, write_driving, write_general
 
-TRAIN_FRAMES = 240
+TRAIN_FRAMES = 200
 VAL_FRAMES = 40
-GENERAL_ROWS = 600
+GENERAL_ROWS = 400
 MARGIN = 0.20
 ACCURACY_TAG = 0
 MARKER = ".adapt-demo"

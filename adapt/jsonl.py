@@ -45,6 +45,9 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         temporary.replace(path)
         temporary = None
     except OSError as error:
+        if error.filename is not None and Path(error.filename).parent != path.parent:
+            # Of another file that the block opened, not of the one being written.
+            raise
         raise disk_fault(error, path) from error
     finally:
         if temporary is not None:
@@ -144,7 +147,7 @@ def read_records(path: Path) -> Iterator[tuple[int, RecordLine]]:
     for number, line in read_lines(path):
         try:
             yield number, _RECORD.decode(line)
-        except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise RecordError(
                 f"{path}:{number}: not a record: {error}; run adapt check {path}"
             ) from error

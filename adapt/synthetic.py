@@ -56,6 +56,8 @@ TRAIN_FILE = "v1_1_train_nus.json"
 VAL_FILE = "v1_1_val_nus_q_only.json"
 TRUTH_FILE = "val_with_answers.json"
 JPEG_QUALITY = 85
+FULL_EVERY = 4
+"""One training frame in so many asks every question, the others only the four short ones."""
 
 BoxPx = tuple[float, float, float, float]
 
@@ -166,7 +168,7 @@ def _write_frames(folder: Path, kind: str, count: int, chance: random.Random) ->
             },
         )["key_frames"][token] = {
             "key_object_infos": _object_infos(scene),
-            "QA": _questions(scene),
+            "QA": _questions(scene, every=kind == "val" or index % FULL_EVERY == 0),
             "image_paths": paths,
         }
     return scenes
@@ -236,60 +238,74 @@ def _object_infos(scene: Scene) -> dict[str, Any]:
     }
 
 
-def _questions(scene: Scene) -> dict[str, list[dict[str, Any]]]:
+def _questions(scene: Scene, *, every: bool) -> dict[str, list[dict[str, Any]]]:
+    """Return a frame's questions by family; `every`: the long ones too."""
+    lead, behind, side = (thing.tag(n) for n, thing in enumerate(scene.things(), start=1))
+    barrier = "No." if scene.behind.colour else "Yes."
+    short = {
+        "perception": _items(
+            (f"What is the moving status of object {lead}?", MOVING[scene.lead.colour], 0),
+            (f"What is the moving status of object {side}?", MOVING[scene.side.colour], None),
+        ),
+        "prediction": _items((f"Is {behind} a traffic sign or a road barrier?", barrier, 0)),
+        "planning": _items(),
+        "behavior": _items(
+            ("Predict the behavior of the ego vehicle.", BEHAVIOUR[scene.lamp.colour], 0)
+        ),
+    }
+    if not every:
+        return short
+    important, elements, noticed, action = _long_questions(scene)
+    return {
+        "perception": [important, *short["perception"], elements],
+        "prediction": [noticed, *short["prediction"]],
+        "planning": [action],
+        "behavior": short["behavior"],
+    }
+
+
+def _long_questions(scene: Scene) -> list[dict[str, Any]]:
+    """Return important objects, traffic elements, objects to notice and possible actions."""
     lead, behind, side = (thing.tag(n) for n, thing in enumerate(scene.things(), start=1))
     x1, y1, x2, y2 = scene.lamp.box_px
-    barrier = "No." if scene.behind.colour else "Yes."
     listed = [
         f"a {thing.name()} to the {PLACES[thing.camera]} of the ego vehicle"
         for thing in scene.things()
     ]
     stop = scene.lead.colour == "red"
-    return {
-        "perception": _items(
-            (
-                "What are the important objects in the current scene? Those objects will be "
-                "considered for the future reasoning and driving decision.",
-                f"There is {listed[0]}, {listed[1]}, and {listed[2]}. "
-                f"The IDs of these objects are {lead}, {behind}, and {side}.",
-                2,
-            ),
-            (f"What is the moving status of object {lead}?", MOVING[scene.lead.colour], 0),
-            (f"What is the moving status of object {side}?", MOVING[scene.side.colour], None),
-            (
-                "Identify all the traffic elements in the front view, categorize them, determine "
-                "their status, and predict the bounding box around each one. The output should be "
-                "a list formatted as (c, s, x1, y1, x2, y2), where c represents the category, s "
-                "denotes the status, and x1, y1, x2, y2 are the offsets of the top-left and "
-                "bottom-right corners of the box relative to the center point.",
-                "There is one traffic element in the front view. The information of this traffic "
-                f"element is [(traffic light, {scene.lamp.colour}, "
-                f"{x1:.2f}, {y1:.2f}, {x2:.2f}, {y2:.2f})].",
-                None,
-            ),
+    return _items(
+        (
+            "What are the important objects in the current scene? Those objects will be "
+            "considered for the future reasoning and driving decision.",
+            f"There is {listed[0]}, {listed[1]}, and {listed[2]}. "
+            f"The IDs of these objects are {lead}, {behind}, and {side}.",
+            2,
         ),
-        "prediction": _items(
-            (
-                "What object should the ego vehicle notice first when the ego vehicle is getting "
-                "to the next possible location?",
-                f"Firstly notice that {lead}. Secondly notice that {behind}. "
-                f"Thirdly notice that {side}.",
-                3,
-            ),
-            (f"Is {behind} a traffic sign or a road barrier?", barrier, 0),
+        (
+            "Identify all the traffic elements in the front view, categorize them, determine "
+            "their status, and predict the bounding box around each one. The output should be "
+            "a list formatted as (c, s, x1, y1, x2, y2), where c represents the category, s "
+            "denotes the status, and x1, y1, x2, y2 are the offsets of the top-left and "
+            "bottom-right corners of the box relative to the center point.",
+            "There is one traffic element in the front view. The information of this traffic "
+            f"element is [(traffic light, {scene.lamp.colour}, "
+            f"{x1:.2f}, {y1:.2f}, {x2:.2f}, {y2:.2f})].",
+            None,
         ),
-        "planning": _items(
-            (
-                f"What actions could the ego vehicle take based on {lead}? Why take this action "
-                "and what's the probability?",
-                "The action is to brake, high." if stop else "The action is to keep going, high.",
-                1,
-            ),
+        (
+            "What object should the ego vehicle notice first when the ego vehicle is getting "
+            "to the next possible location?",
+            f"Firstly notice that {lead}. Secondly notice that {behind}. "
+            f"Thirdly notice that {side}.",
+            3,
         ),
-        "behavior": _items(
-            ("Predict the behavior of the ego vehicle.", BEHAVIOUR[scene.lamp.colour], 0)
+        (
+            f"What actions could the ego vehicle take based on {lead}? Why take this action "
+            "and what's the probability?",
+            "The action is to brake, high." if stop else "The action is to keep going, high.",
+            1,
         ),
-    }
+    )
 
 
 def _items(*rows: tuple[str, str, int | None]) -> list[dict[str, Any]]:

@@ -125,8 +125,9 @@ def main() -> None:
         "benchmark": "check",
         "aim": f"at least {AIM_PER_S} records of {RECORD_BYTES} bytes a second on one core",
         "records": options.records,
+        "cores": 1,
         "python": platform.python_version(),
-        "cpu": platform.machine(),
+        "load_average": round(os.getloadavg()[0], 1),
         **figures,
     }
     print(orjson.dumps(result, option=orjson.OPT_INDENT_2).decode())

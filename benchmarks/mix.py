@@ -28,7 +28,8 @@ CHILD = """
 import resource, sys
 from adapt.cli import run
 status = run(sys.argv[1:])
-print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+usage = resource.getrusage(resource.RUSAGE_SELF)
+print("usage", usage.ru_utime + usage.ru_stime, usage.ru_maxrss)
 sys.exit(status)
 """
 
@@ -72,13 +73,15 @@ def main() -> None:
         domain_rows = options.rows * 4 // 5
         size = write_dataset(home / "data" / "domain" / "cars", domain_rows)
         size += write_dataset(home / "data" / "general" / "talk", options.rows * 2 // 5)
-        best_s, peak_kib = float("inf"), 0
+        best_s, cpu_s, peak_kib = float("inf"), float("inf"), 0
         for _ in range(options.repeats):
             start_s = time.perf_counter()
             command = [sys.executable, "-c", CHILD, "mix", "--ratio", "1:4"]
             shown = subprocess.run(command, cwd=home, check=True, capture_output=True, text=True)
             best_s = min(best_s, time.perf_counter() - start_s)
-            peak_kib = max(peak_kib, int(shown.stdout.split()[-1]))
+            *_, used_s, used_kib = shown.stdout.split()
+            cpu_s = min(cpu_s, float(used_s))
+            peak_kib = max(peak_kib, int(used_kib))
         mixed = json.loads((home / "data" / "mix" / "mix.json").read_text())["rows"]
     result = {
         "benchmark": "mix",
@@ -87,8 +90,10 @@ def main() -> None:
         "rows_read": domain_rows + options.rows * 2 // 5,
         "bytes_read": size,
         "seconds": round(best_s, 2),
+        "cpu_seconds": round(cpu_s, 2),
         "peak_memory_mb": round(peak_kib / 1000),
         "cores": len(os.sched_getaffinity(0)),
+        "load_average": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
     }
     print(json.dumps(result, indent=2))

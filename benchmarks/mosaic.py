@@ -68,7 +68,7 @@ def measure(raw: Path, *, frames: int, rounds: int = 3, workers: int = 2) -> dic
         workers: Processes of `adapt convert`.
     """
     mosaics = frames_of(raw)
-    with tempfile.TemporaryDirectory(dir=raw if os.access(raw, os.W_OK) else None) as temporary:
+    with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         annotations = repeat_frames(raw, folder / "train.json", frames)
         plain, ours = [], []

@@ -18,16 +18,13 @@ from typing import Any
 
 import msgspec
 
+from adapt.converters._drivelm_files import FrameError, view_files
 from adapt.converters._drivelm_rules import FAMILIES, Question
 from adapt.converters._drivelm_tags import ObjectKey, object_key
-from adapt.converters._raw import MappedJson, Slice, find_file
-from adapt.coords import NUSCENES
-from adapt.errors import SourceError, UsageError
-from adapt.images import ImageError, safe_file
-from adapt.jsonl import require_file
+from adapt.converters._raw import MappedJson, Slice
+from adapt.errors import SourceError
 from adapt.records import IMAGE_PLACEHOLDER, Part, Skip
 
-FILE_NAMES = {"train": "v1_1_train_nus.json", "val": "v1_1_val_nus_q_only.json"}
 EXPECTED = '{scene token: {"key_frames": {frame token: {"QA": ..., "image_paths": ...}}}}'
 
 _QUESTION_KEY = rb'"Q"\s*:'
@@ -35,21 +32,6 @@ _TOKEN_KEY = re.compile(
     rb'"([^"\\]+)"\s*:\s*\{\s*"(?:scene_description|key_frames|key_object_infos|QA|image_paths)"'
 )
 _SAFE_TOKEN = re.compile(r"[A-Za-z0-9_-]+")
-_SPLIT_IN_NAME = re.compile(r"(?:^|[^a-z])(train|val)(?:[^a-z]|$)")
-
-
-class FrameError(Exception):
-    """A whole frame cannot be converted.
-
-    Args:
-        reason: A short key to count by.
-        detail: What was found, what was expected.
-    """
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,48 +93,6 @@ class _Scene(msgspec.Struct):
 
 class _Questions(msgspec.Struct):
     families: dict[str, list[msgspec.Raw]] = msgspec.field(name="QA")
-
-
-def annotation_file(raw: Path, split: str, annotations: Path | None) -> Path:
-    """Return the annotation file of a split.
-
-    Raises:
-        SourceError: It is missing, a folder or empty.
-    """
-    if annotations is not None:
-        require_file(annotations)
-        return annotations
-    name = FILE_NAMES[split]
-    # `v1_1_train_nus.sample.json` is taken too, when nothing has the official name.
-    found = find_file(raw, (name, f"{name.removesuffix('.json')}.*.json"))
-    if found is None:
-        raise SourceError(
-            f"{raw}: no {name} there or two folders deeper; put it there, or name the file "
-            f"with --annotations"
-        )
-    require_file(found)
-    return found
-
-
-def present_splits(raw: Path, annotations: Path | None) -> list[str]:
-    """Return the splits to convert when none is asked for.
-
-    Raises:
-        UsageError: The name of `annotations` has neither `train` nor `val` in it.
-    """
-    if annotations is None:
-        patterns = {
-            split: (name, f"{name.removesuffix('.json')}.*.json")
-            for split, name in FILE_NAMES.items()
-        }
-        return [split for split, names in patterns.items() if find_file(raw, names) is not None]
-    found = set(_SPLIT_IN_NAME.findall(annotations.name.lower()))
-    if len(found) != 1:
-        raise UsageError(
-            f"{annotations}: its name does not say which split it is (train or val); "
-            f"give --split train or --split val"
-        )
-    return list(found)
 
 
 def index_frames(path: Path) -> list[Part]:
@@ -233,7 +173,7 @@ def read_frame(raw: Path, place: FramePlace, *, answers_expected: bool) -> Frame
     reader = _QuestionReader(place, answers_expected=answers_expected)
     reader.read(content["QA"])
     infos = _mapping(content, "key_object_infos", required=answers_expected)
-    views = _views(raw, place.path, _mapping(content, "image_paths", required=True) or {})
+    views = view_files(raw, place.path, _mapping(content, "image_paths", required=True) or {})
     return Frame(
         views=views,
         questions=tuple(reader.questions),
@@ -308,37 +248,3 @@ def _boxes(infos: Mapping[str, Any]) -> Iterator[tuple[ObjectKey, object]]:
     for tag, info in infos.items():
         if key := object_key(tag):
             yield key, info.get("2d_bbox") if isinstance(info, dict) else None
-
-
-def _views(raw: Path, annotations: Path, paths: Mapping[str, Any]) -> tuple[tuple[str, Path], ...]:
-    """Return the file of every camera, in the order of the mosaic."""
-    views = []
-    for camera in (camera for row in NUSCENES.cameras for camera in row):
-        if camera not in paths:
-            raise FrameError("view-missing", f"image_paths has no {camera}")
-        if not isinstance(paths[camera], str):
-            raise FrameError("malformed-frame", f"image_paths[{camera}] is {paths[camera]!r}")
-        views.append((camera, _view_file(raw, annotations, paths[camera])))
-    return tuple(views)
-
-
-def _view_file(raw: Path, annotations: Path, path: str) -> Path:
-    """Return the file of a view: below the raw folder, `data`, or where the annotations lie.
-
-    Raises:
-        ImageError: It is missing, empty or outside the raw folder.
-    """
-    # The official paths start beside the folder of annotations; any other `..` is refused.
-    relative = path.removeprefix("../") if path.startswith("../nuscenes/") else path
-    places = [raw, raw / "data"]
-    if annotations.parent.is_relative_to(raw):
-        places += [annotations.parent, annotations.parent.parent]
-    for place in places:
-        if not place.is_relative_to(raw):
-            continue
-        file = safe_file(raw, (place.relative_to(raw) / relative).as_posix())
-        if file.is_file():
-            if not file.stat().st_size:
-                raise ImageError("image-empty", f"{file}: the file has 0 bytes")
-            return file
-    raise ImageError("image-missing", f"{raw / relative}: no such file")

@@ -139,6 +139,8 @@ def tags_to_mosaic(
         box = boxes.box_text((identifier, camera, x_px, y_px), layout) if boxes else ""
         return f"<{identifier},{camera},[{x}, {y}]>{box}"
 
+    if "<" not in text:
+        return text
     converted, count = _TAG.subn(convert, text)
     if len(_TAG_START.findall(text)) != count:
         raise TextError("malformed-tag", f"{text[:200]!r}: expected tags like <c1,CAM_X,1.0,2.0>")

@@ -36,7 +36,7 @@ def find_file(raw: Path, names: Iterable[str]) -> Path | None:
     """
     for name in names:
         for depth in _DEPTHS:
-            found = sorted(path for path in raw.glob(depth + name) if path.is_file())
+            found = sorted(raw.glob(depth + name))
             if len(found) > 1:
                 raise SourceError(
                     f"{raw}: holds {' and '.join(str(path.relative_to(raw)) for path in found)}; "
@@ -109,8 +109,9 @@ class MappedJson:
         except msgspec.DecodeError as error:
             found = _BYTE.search(str(error))
             byte = found[1] if found else f"{len(self.data)} (its end)"
+            problem = _BYTE.sub("", str(error)).strip().removeprefix("JSON is malformed: ")
             raise SourceError(
-                f"{self.path}: not valid JSON at byte {byte}: {error}; "
+                f"{self.path}: not valid JSON at byte {byte}: {problem}; "
                 f"the file may be cut off: fetch it again"
             ) from error
 

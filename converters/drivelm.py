@@ -25,15 +25,13 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from adapt.converters._drivelm_frames import (
-    Frame,
+from adapt.converters._drivelm_files import (
+    REPOSITORY,
     FrameError,
-    FramePlace,
     annotation_file,
-    index_frames,
     present_splits,
-    read_frame,
 )
+from adapt.converters._drivelm_frames import Frame, FramePlace, index_frames, read_frame
 from adapt.converters._drivelm_rules import (
     Question,
     challenge_tags,
@@ -63,7 +61,7 @@ from adapt.records import (
 SPLITS = ("train", "val")
 ROLE, DOMAIN = "domain", "driving"
 LICENCE = "text CC BY-NC-SA 4.0 (DriveLM); pictures nuScenes terms of use (CC BY-NC-SA 4.0)"
-SOURCE = "https://github.com/OpenDriveLab/DriveLM"
+SOURCE = REPOSITORY
 FILES = "v1_1_train_nus.json or v1_1_val_nus_q_only.json, and nuscenes/samples/CAM_*/*.jpg"
 PARTS = "frames"
 COORDINATES = (

@@ -192,10 +192,7 @@ def cell_of(mosaic: Mosaic, camera: str) -> np.ndarray:
         (lambda data: data[: len(data) // 2], "image-truncated"),
         (lambda data: data[:-2], "image-truncated"),
         (lambda data: data[:200], "image-truncated"),
-        (
-            lambda data: data[: len(data) // 2] + bytes(50) + data[len(data) // 2 + 50 :],
-            "image-damaged",
-        ),
+        (lambda data: data.replace(data[20000:20010], b"\xff\xd9"), "image-damaged"),
         (lambda data: b"not a picture", "image-damaged"),
         (lambda data: b"\x89PNG\r\n\x1a\n" + data, "image-damaged"),
     ],

@@ -215,6 +215,11 @@ def internlm2_text(original: dict[str, Any]) -> dict[str, Any]:
     """Return the Llama text config of an InternLM2 language model."""
     section = _section(original, "llm_config")
     defaults = TEXT_DEFAULTS["InternLM2ForCausalLM"]
+    if (version := section.get("rope_pos_id_version", "default")) != "default":
+        raise CheckpointError(
+            f"config.json: llm_config.rope_pos_id_version is {version}, expected default: variable "
+            f"position steps for pictures have no native counterpart"
+        )
     return {
         "model_type": "llama",
         **text_fields(original, "InternLM2ForCausalLM"),

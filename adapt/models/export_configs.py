@@ -110,7 +110,10 @@ def _rope_fields(text: Any) -> dict[str, Any]:
         factors = {name: rope[name] for name in ("long_factor", "short_factor")}
         return {"rope_theta": theta, "rope_scaling": {"type": "su", **factors}}
     if kind in ("dynamic", "linear"):
-        return {"rope_theta": theta, "rope_scaling": {"type": kind, "factor": rope["factor"]}}
+        return {
+            "rope_theta": theta,
+            "rope_scaling": {"type": kind, "factor": float(rope["factor"])},
+        }
     raise CheckpointError(
         f"config.json: text_config.rope_parameters has rope_type {kind}, which the original layout "
         f"has no word for; expected default, dynamic, linear or longrope"

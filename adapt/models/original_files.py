@@ -111,10 +111,10 @@ def _write_anew(folder: Path, source: NativeSource) -> None:
     tokenizer = load_tokenizer(source.folder) if has_tokenizer(source.folder) else None
     write_generation_config(folder, source.config, tokenizer, template)
     if tokenizer is not None:
-        _write_tokenizer(folder, tokenizer)
+        _write_tokenizer(folder, tokenizer, source.config.text_config.max_position_embeddings)
 
 
-def _write_tokenizer(folder: Path, tokenizer: Any) -> None:
+def _write_tokenizer(folder: Path, tokenizer: Any, max_positions: int) -> None:
     """Write tokenizer.json and a tokenizer_config.json that transformers 4 and 5 both read."""
     tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
     known = tokenizer.get_vocab()
@@ -126,6 +126,6 @@ def _write_tokenizer(folder: Path, tokenizer: Any) -> None:
             **{role: getattr(tokenizer, role) for role in roles if getattr(tokenizer, role)},
             "additional_special_tokens": [token for token in _IMAGE_TOKENS if token in known],
             "clean_up_tokenization_spaces": False,
-            "model_max_length": tokenizer.model_max_length,
+            "model_max_length": min(tokenizer.model_max_length, max_positions),
         },
     )

@@ -42,17 +42,22 @@ class OriginalForward:
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def logits(
-        self, input_ids: Tensor, positions: Tensor, pixel_values: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        pixel_values: Tensor | None = None,
+        keep: Tensor | None = None,
     ) -> Tensor:
-        """Return the logits of one row.
+        """Return logits of one row.
 
         Args:
             input_ids: [tokens] int64.
             positions: [tokens] int64; the largest decides the rope of dynamic and long ropes.
             pixel_values: [tiles, 3, side, side] float32, normalised; None: text alone.
+            keep: Indices of the tokens whose logits are wanted, int64; None: all.
 
         Returns:
-            [tokens, vocabulary] float32.
+            [tokens kept, vocabulary] float32.
         """
         language = _Language(self._checkpoint, self._config["llm_config"])
         hidden = language.embed(input_ids)
@@ -61,7 +66,8 @@ class OriginalForward:
             is_image = torch.zeros_like(is_image)
         else:
             hidden[is_image] = self.features(pixel_values).flatten(0, 1)
-        return language.logits(language.run(hidden, positions, is_image))
+        hidden = language.run(hidden, positions, is_image)
+        return language.logits(hidden if keep is None else hidden[keep])
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def features(self, pixel_values: Tensor) -> Tensor:

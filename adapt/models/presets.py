@@ -9,6 +9,7 @@ there to be extended.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -96,8 +97,9 @@ class Preset(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             image_token_id: Of `<IMG_CONTEXT>`, from the tokenizer.
         """
         return _config_class(self.architecture)(
-            vision_config=dict(self.vision),
-            text_config={**self.text, "tie_word_embeddings": False},
+            # Copies all the way down: transformers writes into the mappings it is given.
+            vision_config=deepcopy(self.vision),
+            text_config={**deepcopy(self.text), "tie_word_embeddings": False},
             image_token_id=image_token_id,
             image_seq_length=self.tokens_per_tile,
             downsample_ratio=self.downsample_ratio,

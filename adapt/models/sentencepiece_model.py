@@ -116,12 +116,13 @@ def convert_sentencepiece(
     Args:
         model: The model.
         renamed: Texts of pieces that the folder calls otherwise (InternLM2 turns
-            `[UNUSED_TOKEN_145]` into `<|im_end|>`), by id; ids beyond the model are passed over.
+            `[UNUSED_TOKEN_145]` into `<|im_end|>`), by id. The caller adds these as tokens, with
+            their flags, as it does those with ids beyond the model.
         prefix_once: The dummy prefix goes before the whole text only, not before each stretch
             between special tokens.
         add_bos: Whether text begins with the begin token, if there is one.
     """
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     names = [renamed.get(number, piece.text) for number, piece in enumerate(model.pieces)]
     vocabulary = {name: number for number, name in enumerate(names)}
@@ -152,29 +153,29 @@ def convert_sentencepiece(
     if model.dummy_prefix:
         back.append(decoders.Strip(content=" ", left=1))
     tokenizer.decoder = decoders.Sequence(back)
-    _add_control_pieces(tokenizer, model, names, add_bos=add_bos)
-    return tokenizer
-
-
-def _add_control_pieces(
-    tokenizer: Tokenizer, model: SentencePieceModel, names: list[str], *, add_bos: bool
-) -> None:
-    """Mark the pieces that plain text must not fall apart into, and begin with `<s>`."""
-    from tokenizers import AddedToken, processors
-
-    special = (PieceKind.UNKNOWN, PieceKind.CONTROL)
-    entries = [
-        AddedToken(name, normalized=False, special=piece.kind in special)
-        for piece, name in zip(model.pieces, names, strict=True)
-        if piece.kind in (*special, PieceKind.USER_DEFINED)
-    ]
-    tokenizer.add_special_tokens([entry for entry in entries if entry.special])
-    tokenizer.add_tokens([entry for entry in entries if not entry.special])
+    _add_control_pieces(tokenizer, model, renamed)
     begin = tokenizer.token_to_id("<s>")
     if add_bos and begin is not None:
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<s> $A", pair="<s> $A <s>:1 $B:1", special_tokens=[("<s>", begin)]
         )
+    return tokenizer
+
+
+def _add_control_pieces(
+    tokenizer: Tokenizer, model: SentencePieceModel, renamed: Mapping[int, str]
+) -> None:
+    """Mark the pieces that stand for themselves whole; renamed ones get their flags later."""
+    from tokenizers import AddedToken
+
+    special = (PieceKind.UNKNOWN, PieceKind.CONTROL)
+    entries = [
+        AddedToken(piece.text, normalized=False, special=piece.kind in special)
+        for number, piece in enumerate(model.pieces)
+        if piece.kind in (*special, PieceKind.USER_DEFINED) and number not in renamed
+    ]
+    tokenizer.add_special_tokens([entry for entry in entries if entry.special])
+    tokenizer.add_tokens([entry for entry in entries if not entry.special])
 
 
 def _merges(model: SentencePieceModel, vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:

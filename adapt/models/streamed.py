@@ -55,15 +55,20 @@ class NativeForward:
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def logits(
-        self, input_ids: Tensor, positions: Tensor, pixel_values: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        pixel_values: Tensor | None = None,
+        keep: Tensor | None = None,
     ) -> Tensor:
-        """Return the logits of one row; see `OriginalForward.logits`."""
+        """Return logits of one row; see `OriginalForward.logits`."""
         outputs = self._model(
             input_ids=input_ids[None],
             position_ids=positions[None],
             pixel_values=pixel_values,
             attention_mask=None,
             use_cache=False,
+            logits_to_keep=0 if keep is None else keep,
         )
         logits: Tensor = outputs.logits[0]
         return logits
@@ -82,7 +87,7 @@ class NativeForward:
         return outputs.float() if isinstance(module, nn.Embedding) else None
 
 
-class _Head(nn.Module):
+class _Head(nn.Module):  # type: ignore[misc]
     """The head, which is the largest matrix: multiplied a block of words at a time."""
 
     def __init__(self, checkpoint: Checkpoint, name: str) -> None:

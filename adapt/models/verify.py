@@ -39,6 +39,7 @@ SAME_WEIGHTS = 1e-4
 ROUNDED = {"F64": 1e-4, "F32": 1e-4, "F16": 3e-3, "BF16": 2e-2}
 
 _PROBE_TEXT = 24
+_PROBE_IMAGE = 8
 _FAR_TEXT = 16
 _SEED = 20241021
 
@@ -47,9 +48,13 @@ class Forward(Protocol):
     """Something that gives logits; see `OriginalForward.logits`."""
 
     def logits(
-        self, input_ids: Tensor, positions: Tensor, pixel_values: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        pixel_values: Tensor | None = None,
+        keep: Tensor | None = None,
     ) -> Tensor:
-        """Return [tokens, vocabulary] float32."""
+        """Return [tokens kept, vocabulary] float32."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +76,16 @@ class Side:
 
 @dataclass(frozen=True)
 class Probe:
-    """One row of inputs: ids and positions [tokens], tiles [1, 3, side, side] or None."""
+    """One row of inputs: ids and positions [tokens], tiles [1, 3, side, side] or None.
+
+    The logits of the tokens in `compared` are computed: later ones have seen all before them, and
+    those of a whole picture would be the most memory a comparison needs.
+    """
 
     input_ids: Tensor
     positions: Tensor
-    pixel_values: Tensor | None = None
+    pixel_values: Tensor | None
+    compared: Tensor
 
 
 @dataclass(frozen=True)
@@ -195,11 +205,11 @@ def compare(a: Side, b: Side, *, rounded: bool = False) -> Difference:
     inputs = probes(a.config)
     with progress("comparing", len(inputs), "probes") as advance:
         for probe in inputs:
-            row = (probe.input_ids, probe.positions, probe.pixel_values)
+            row = (probe.input_ids, probe.positions, probe.pixel_values, probe.compared)
             one, other = a.forward.logits(*row), b.forward.logits(*row)
             differences.append((one - other).abs().max())
             scales.append(torch.maximum(one.abs().max(), other.abs().max()))
-            tokens += len(probe.input_ids)
+            tokens += len(probe.compared)
             advance()
     # torch's max keeps a NaN, Python's would lose it.
     largest, scale = float(torch.stack(differences).max()), float(torch.stack(scales).max())
@@ -235,10 +245,13 @@ def probes(config: Any) -> list[Probe]:
     vision = config.vision_config
     shape = (1, vision.num_channels, *vision.image_size)
     pixel_values = torch.randn(shape, generator=random)
-    rows = [Probe(input_ids, torch.arange(len(input_ids)), pixel_values)]
+    order = torch.arange(len(input_ids))
+    ends = torch.cat((order[: half + _PROBE_IMAGE], order[-half - _PROBE_IMAGE :])).unique()
+    rows = [Probe(input_ids, order, pixel_values, ends)]
     start = _rope_switch(config.text_config)
     if start is not None:
-        rows.append(Probe(words[:_FAR_TEXT], torch.arange(start, start + _FAR_TEXT)))
+        far = torch.arange(start, start + _FAR_TEXT)
+        rows.append(Probe(words[:_FAR_TEXT], far, None, torch.arange(_FAR_TEXT)))
     return rows
 
 

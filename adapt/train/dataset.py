@@ -70,7 +70,7 @@ class PackReader:
     """
 
     def __init__(self, recipe: Recipe, plan: Plan, mix: Mix, handle: ModelHandle) -> None:
-        self._recipe, self._plan, self._mix, self._handle = recipe, plan, mix, handle
+        self._recipe, self.plan, self._mix, self._handle = recipe, plan, mix, handle
         self._mix_lock = threading.Lock()
         self._cache = TileCache(CACHE_BYTES)
         self.filler = Filler(handle.image_token_id, handle.tokens_per_tile, handle.tile_px)
@@ -82,7 +82,7 @@ class PackReader:
             RecordError: A record is not what was planned, or cannot be read and
                 `max_unreadable` is 0.
         """
-        planned = [] if slot.pack is None else self._plan.pack(slot.pack)
+        planned = [] if slot.pack is None else self.plan.pack(slot.pack)
         records: list[LoadedRecord] = []
         lost: list[Lost] = []
         for one in planned:

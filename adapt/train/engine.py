@@ -70,11 +70,21 @@ class Engine:
 
         Returns:
             [] float32, this pack's share of the step's loss.
+
+        Raises:
+            EnvironmentFault: The GPU's memory is too small for the pack.
         """
-        share: Tensor = self.deepspeed(**pack.inputs(self.device), chunks=chunks) * scale
-        # DeepSpeed takes the mean over ranks; a step is their sum.
-        self.deepspeed.backward(share * dist.get_world_size(), scale_wrt_gas=False)
-        self.deepspeed.step()
+        try:
+            share: Tensor = self.deepspeed(**pack.inputs(self.device), chunks=chunks) * scale
+            # DeepSpeed takes the mean over ranks; a step is their sum.
+            self.deepspeed.backward(share * dist.get_world_size(), scale_wrt_gas=False)
+            self.deepspeed.step()
+        except torch.OutOfMemoryError as error:
+            raise EnvironmentFault(
+                f"{self.device}: out of memory in a pack of {pack.input_ids.shape[1]} tokens and "
+                f"{len(pack.tiles)} tiles; lower max_pack_tokens and max_pack_tiles, or set "
+                f"activation_checkpointing=true, deepspeed=zero2-offload, method=lora"
+            ) from error
         return share.detach()
 
     def grad_norm(self) -> float:

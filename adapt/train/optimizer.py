@@ -67,6 +67,13 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, eps=recipe.eps)
 
 
+def _is_left_open(value: object) -> bool:
+    """Return whether a file leaves a key to others, in any of the ways that such files do."""
+    if isinstance(value, dict):
+        return value.get("enabled") in ("auto", False)
+    return value == "auto"
+
+
 def deepspeed_config(recipe: Recipe, *, trained: int) -> dict[str, Any]:
     """Return the configuration for `deepspeed.initialize`.
 
@@ -84,7 +91,7 @@ def deepspeed_config(recipe: Recipe, *, trained: int) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise RecipeError(f"{path}: holds a {type(settings).__name__}, expected a JSON object")
     for key, field in _RECIPE_DECIDES.items():
-        if settings.get(key, "auto") != "auto":
+        if not _is_left_open(settings.get(key, "auto")):
             raise RecipeError(f"{path}: sets {key}, which the recipe decides ({field}); remove it")
         settings.pop(key, None)
     zero = settings.get("zero_optimization", {})

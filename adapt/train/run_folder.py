@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapt import __version__
-from adapt.errors import RecipeError, UsageError
+from adapt.errors import CheckpointError, RecipeError, UsageError
 from adapt.jsonl import write_bytes, write_json
 from adapt.options import as_plain
 from adapt.recipe import Recipe, load_recipe, recipes_for
@@ -114,23 +114,18 @@ def prepare(recipe: Recipe, *, resume: bool) -> RunFolder:
     Raises:
         UsageError: A run is there and `resume` is not given.
         RecipeError: The run that is there has another recipe or plan.
+        CheckpointError: The run that is there has lost its recipe.
+        EnvironmentFault: The folder cannot be written.
     """
     from adapt.mix import read_mix
     from adapt.models.handle import open_model
 
     run = RunFolder(recipe.out)
-    if resume and run.recipe.exists():
-        _compare_recipes(load_recipe(run.recipe), recipe, run)
-    elif find_latest(run.checkpoints) is not None or run.model.exists():
-        raise UsageError(
-            f"{run.folder}: holds a run already; --resume goes on with it, "
-            f"--set out=FOLDER starts another"
-        )
+    _may_use(run, recipe, resume=resume)
     mix = read_mix(recipe.mix)
     warn_of_domain(recipe, mix)
     handle = open_model(recipe.model)
-    plan = _ready_plan(recipe, handle, mix, run, resume=resume)
-    run.folder.mkdir(parents=True, exist_ok=True)
+    plan = _ready_plan(recipe, handle, mix, run)
     write_bytes(run.recipe, render_recipe(recipe).encode())
     write_json(run.folder / "versions.json", versions())
     print(
@@ -138,6 +133,25 @@ def prepare(recipe: Recipe, *, resume: bool) -> RunFolder:
         f"model {handle.name}, method {recipe.method}, {recipe.deepspeed}, {recipe.dtype}"
     )
     return run
+
+
+def _may_use(run: RunFolder, recipe: Recipe, *, resume: bool) -> None:
+    """Refuse a folder whose run this one would overwrite or not continue."""
+    if run.folder.exists() and not run.folder.is_dir():
+        raise UsageError(f"{run.folder}: is a file, expected a folder for the run")
+    begun = find_latest(run.checkpoints) is not None or run.model.exists()
+    if begun and not resume:
+        raise UsageError(
+            f"{run.folder}: holds a run already; --resume goes on with it, "
+            f"--set out=FOLDER starts another"
+        )
+    if begun and not run.recipe.exists():
+        raise CheckpointError(
+            f"{run.recipe}: is gone, so nobody knows what the checkpoints beside it are of; "
+            f"bring it back, or start another run with --set out=FOLDER"
+        )
+    if begun:
+        _compare_recipes(load_recipe(run.recipe), recipe, run)
 
 
 def _compare_recipes(before: Recipe, now: Recipe, run: RunFolder) -> None:
@@ -154,13 +168,11 @@ def _compare_recipes(before: Recipe, now: Recipe, run: RunFolder) -> None:
         )
 
 
-def _ready_plan(
-    recipe: Recipe, handle: ModelHandle, mix: Mix, run: RunFolder, *, resume: bool
-) -> Plan:
-    """Return the run's plan, written to its folder; a resumed run keeps the one it has."""
-    from adapt.plan import FILE, build_plan, load_plan, mix_digest
+def _ready_plan(recipe: Recipe, handle: ModelHandle, mix: Mix, run: RunFolder) -> Plan:
+    """Return the run's plan, written to its folder; a run that has begun keeps the one it has."""
+    from adapt.plan import build_plan, load_plan, mix_digest
 
-    if resume and (run.plan / FILE).exists():
+    if find_latest(run.checkpoints) is not None or run.model.exists():
         plan = load_plan(run.plan)
         if plan.about["mix"] != mix_digest(mix):
             raise RecipeError(

@@ -33,17 +33,16 @@ def choose_records(plan: Plan, rope_switch: int | None) -> list[PlannedRecord]:
         rope_switch: Tokens above which a record may not share a pack with one below.
 
     Returns:
-        Two records, or fewer when the plan has no two.
+        Two records, or none when the plan has no two.
     """
     seen: list[PlannedRecord] = []
     for index in range(min(plan.num_packs, 64)):
         seen += plan.pack(index)
     usable = [record for record in seen if record.supervised]
-    short = [r for r in usable if rope_switch is None or r.tokens <= rope_switch]
-    if len(short) < 2:
-        short = [record for record in usable if record not in short]
-    short.sort(key=lambda record: (record.tiles == 0, record.tokens, record.mix_index))
-    return short[:2]
+    usable.sort(key=lambda record: (record.tiles == 0, record.tokens, record.mix_index))
+    switch = rope_switch or max((record.tokens for record in usable), default=0)
+    sides = [[r for r in usable if (r.tokens > switch) is longer] for longer in (False, True)]
+    return next((side[:2] for side in sides if len(side) > 1), [])
 
 
 def check_packing(engine: Engine, records: Sequence[LoadedRecord], filler: Filler) -> float:

@@ -145,6 +145,7 @@ def change(path, value):
         ("llm_config.rope_scaling", {"type": "yarn"}, "rope_scaling has type yarn, expected dyna"),
         ("llm_config.rope_scaling", "fast", "rope_scaling has type fast"),
         ("llm_config.rope_scaling", {"type": "dynamic"}, "transformers refuses it: .*factor"),
+        ("llm_config.rope_pos_id_version", "v2pe_fix", "rope_pos_id_version is v2pe_fix, expected"),
         ("llm_config.vocab_size", 5, "image token id 5 is outside the vocabulary of 5"),
     ],
 )

@@ -157,7 +157,7 @@ def test_golden_report_and_card(golden):
     assert report.layout == golden.kind
     assert report.difference.largest < 1e-5
     # A picture with text; beyond the switch of the rope too, where there is one.
-    assert report.difference.tokens == 280 + (0 if golden.kind == "qwen2" else 16)
+    assert report.difference.tokens == 40 + (0 if golden.kind == "qwen2" else 16)
     template = read_config(golden.source)["template"]
     assert read_card(golden.out) == Card(template=template, tile_px=448, tokens_per_tile=256)
     assert sorted(path.name for path in golden.out.iterdir()) == [

@@ -97,6 +97,12 @@ def test_facts_fit_each_other(name: str) -> None:
     assert parts.total == parts.vision + parts.projector + parts.language
 
 
+def test_building_a_config_leaves_the_preset_as_it_was() -> None:
+    before = msgspec.json.encode(load_preset("mini-internvl2-4b"))
+    load_preset("mini-internvl2-4b").config(1).text_config.rope_parameters["factor"] = 3.0
+    assert msgspec.json.encode(load_preset("mini-internvl2-4b")) == before
+
+
 def test_tiny_is_well_under_a_million() -> None:
     assert load_preset("tiny").parameters.total < 900_000
 

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -70,10 +69,3 @@ def make_mix(workspace: Path, *, domain: int = 24, general: int = 6) -> Path:
 @pytest.fixture
 def mix(tmp_path: Path) -> Path:
     return make_mix(tmp_path)
-
-
-def read_metrics(run: Path) -> list[dict[str, float]]:
-    """Lines of metrics.jsonl without what depends on the clock."""
-    timed = ("s", "tokens_per_s")
-    lines = [msgspec.json.decode(line) for line in (run / "metrics.jsonl").read_bytes().splitlines()]
-    return [{key: value for key, value in line.items() if key not in timed} for line in lines]

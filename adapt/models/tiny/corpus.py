@@ -99,16 +99,32 @@ SENTENCES = (
     "Where is the COLOUR OBJECT? On the SIDE side. What is on the SIDE? A COLOUR OBJECT.",
     "Pedestrian crossing, wait for it; do not drive. MOTION Which view has it? CAMERA.",
 )
-SYSTEM_SHARE = 60
-"""How often the system text occurs: enough for its words to become few tokens."""
+ANSWERS = (
+    *("Yes", "No", "A", "B", "C", "D", "E", "F", "Yes.", "No.", "None.", "True", "False"),
+    "The ego vehicle is STEERING. The ego vehicle is SPEED.",
+    "The action is to keep going at the same speed, high. The action is to brake, low.",
+    "There is a COLOUR OBJECT. There are NUMBER OBJECTs. There is one traffic element.",
+    "The SHAPE is COLOUR. The OBJECT is COLOUR. The colour is COLOUR. It is COLOUR.",
+    "Firstly notice TAG. Slow down. Keep going. Brake. Stop. Accelerate. Wait.",
+    "Red traffic light. Green traffic light. Yellow light. White car. Black sedan. Silver truck.",
+    "Rural. Urban. Left. Right. Front. Back. In the middle. At the top. At the bottom.",
+    "The car is stopped because there is a pedestrian. The road is clear of other vehicles.",
+    "A photo of a dog. A man with a hat. A woman and a child. People on the street at night.",
+    "The weather is sunny. The time is day. The scene is a city. Cloudy, rainy, snowy, foggy.",
+    "X-ray, CT, MRI, ultrasound, brain, chest, heart, liver, lung, bone, normal, tumor.",
+    "Aerial view of a harbor with ships, a stadium, storage tanks, roads and a parking lot.",
+)
+"""Answers stand at the start of a turn: no space before them."""
+SYSTEM_SHARE = 200
+"""How often system text and roles occur: enough for their words to become few tokens."""
 ROUNDS = 60
 """How often each sentence occurs, its slots filled otherwise each time."""
 
 
 def sentences() -> Iterator[str]:
     """Yield the corpus, always the same."""
-    yield from [load_template("internvl2_5").system] * SYSTEM_SHARE
-    yield from ["system\n", "user\n", "assistant\n", "\n"] * ROUNDS
+    yield from [load_template("internvl2_5").system, "system\n"] * SYSTEM_SHARE
+    yield from ["user\n", "assistant\n", "\n"] * SYSTEM_SHARE
     fillings = {
         "TAG": [f"<c{n % 9 + 1},{CAMERAS[n % 6]},[{n * 37}, {n * 53}]>" for n in range(12)],
         "CAMERA": CAMERAS,
@@ -123,7 +139,7 @@ def sentences() -> Iterator[str]:
     }
     turn = 0
     for _ in range(ROUNDS):
-        for sentence in SENTENCES:
+        for sentence in (*SENTENCES, *ANSWERS):
             filled = sentence
             for slot, values in fillings.items():
                 while slot in filled:
@@ -131,7 +147,8 @@ def sentences() -> Iterator[str]:
                     filled = filled.replace(slot, value, 1)
                     turn += 1
             yield filled
+        yield from (*MOTIONS, *CAMERAS)
         for words in (COLOURS, OBJECTS, SHAPES, NUMBERS, SIDES):
             yield from words
-            yield from (f" {word}" for word in words)
-            yield from (f"{word.capitalize()}." for word in words)
+            yield from (f" {word}, {word.capitalize()}" for word in words)
+            yield from (word.capitalize() for word in words)

@@ -1,0 +1,385 @@
+"""Tokenizers of the three kinds: same ids as their reference, saved and loaded unchanged."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from adapt.errors import CheckpointError
+from adapt.models.chat import load_template
+from adapt.models.presets import load_preset
+from adapt.models.tiny.corpus import sentences
+from adapt.models.tokenizers import (
+    check_tokenizer,
+    has_tokenizer,
+    image_token_id,
+    load_tokenizer,
+    stop_token_ids,
+    token_id,
+)
+
+TINY = load_preset("tiny").tokenizer_folder or Path()
+IMAGE_TOKENS = ("<img>", "</img>", "<IMG_CONTEXT>")
+SAMPLES = (
+    "",
+    " ",
+    "Is there a plane?  Yes.\n\n  No.",
+    "<|im_start|>user\n<img><IMG_CONTEXT><IMG_CONTEXT></img>\n请描述这张图片。<|im_end|>",
+    "don't WE'LL 3.14 x2 -- ..., \t\r\n",
+    "é e\u0301 ﬁ 😀👩‍👩‍👧 \u00a0\u3000",
+    "<ref>1 overpass</ref><box>[[412, 380, 655, 701]]</box>",
+)
+texts = st.text(alphabet=st.characters(exclude_categories=["Cs"], exclude_characters="\0▁"))
+ascii_texts = st.text(alphabet="abcdefgh aaeeTtx.,0123\n")
+
+
+def write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False), "utf-8")
+
+
+class TestTokenizerJson:
+    """The first kind."""
+
+    @pytest.mark.parametrize("name", ["qwen2", "internlm2", "phi3"])
+    def test_ids_are_those_of_the_file_through_saving_and_loading(
+        self, shared: Path, tmp_path: Path, name: str
+    ) -> None:
+        folder = shared / "tokenizers" / name
+        raw, ours = Tokenizer.from_file(str(folder / "tokenizer.json")), load_tokenizer(folder)
+        ours.save_pretrained(tmp_path)
+        again, stock = load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+        for text in (*SAMPLES, "<|end|> \n<|user|>\n  a <s>b</s>"):
+            ids = raw.encode(text).ids
+            assert ours.encode(text) == again.encode(text) == stock.encode(text) == ids
+
+    @pytest.mark.parametrize(
+        ("name", "expected"),
+        [("qwen2", 151648), ("internlm2", 92546), ("phi3", 32013)],
+    )
+    def test_image_token_is_read_from_it(self, shared: Path, name: str, expected: int) -> None:
+        assert image_token_id(load_tokenizer(shared / "tokenizers" / name)) == expected
+
+    @pytest.mark.parametrize(
+        ("name", "template", "stop"),
+        [
+            ("qwen2", "Hermes-2", [151645, 151643]),
+            ("internlm2", "internlm2-chat", [92542, 2]),
+            ("phi3", "phi3-chat", [32007, 32000]),
+        ],
+    )
+    def test_stop_tokens(self, shared: Path, name: str, template: str, stop: list[int]) -> None:
+        tokenizer = load_tokenizer(shared / "tokenizers" / name)
+        assert stop_token_ids(tokenizer, load_template(template)) == stop
+
+    def test_missing_begin_token_is_added_when_the_config_asks_for_it(self, tmp_path: Path) -> None:
+        backend = Tokenizer.from_file(str(TINY / "tokenizer.json"))
+        backend.save(str(tmp_path / "tokenizer.json"))
+        settings_file = {"bos_token": "<|endoftext|>", "add_bos_token": True}
+        write_json(tmp_path / "tokenizer_config.json", settings_file)
+        assert load_tokenizer(tmp_path).encode("red") == [0, *backend.encode("red").ids]
+
+    def test_names_for_transformers_processor(self) -> None:
+        tokenizer = load_tokenizer(TINY)
+        assert tokenizer.start_image_token == "<img>"
+        assert tokenizer.end_image_token == "</img>"
+        assert tokenizer.context_image_token_id == image_token_id(tokenizer)
+        assert tokenizer.video_token == "<quad>"
+
+    def test_damaged_files(self, tmp_path: Path) -> None:
+        path = tmp_path / "tokenizer.json"
+        path.write_text('{"version": "1.0", "model": {')
+        with pytest.raises(CheckpointError, match=r"tokenizer\.json:1:\d+: not valid JSON"):
+            load_tokenizer(tmp_path)
+        path.write_text("[]")
+        with pytest.raises(CheckpointError, match=r"a JSON list, expected an object"):
+            load_tokenizer(tmp_path)
+        path.write_text("{}")
+        with pytest.raises(CheckpointError, match=r"no `model` in it"):
+            load_tokenizer(tmp_path)
+
+    def test_an_empty_folder_names_the_three_kinds(self, tmp_path: Path) -> None:
+        assert not has_tokenizer(tmp_path)
+        with pytest.raises(CheckpointError) as caught:
+            load_tokenizer(tmp_path)
+        assert str(caught.value) == (
+            f"{tmp_path}: no tokenizer; expected tokenizer.json, or vocab.json with merges.txt, or "
+            "tokenizer.model"
+        )
+
+
+class TestFit:
+    """A tokenizer against a template and an embedding."""
+
+    def test_too_small_an_embedding(self) -> None:
+        tokenizer, template = load_tokenizer(TINY), load_template("internvl2_5")
+        check_tokenizer(tokenizer, template, 1536)
+        with pytest.raises(CheckpointError) as caught:
+            check_tokenizer(tokenizer, template, 1535)
+        last = tokenizer.convert_ids_to_tokens(1535)
+        assert str(caught.value) == (
+            f"the tokenizer has ids up to 1535 ({last}), the embedding 1535 rows; they are of "
+            "different models: put the checkpoint's own tokenizer beside it"
+        )
+
+    def test_a_template_whose_end_token_is_missing(self) -> None:
+        with pytest.raises(CheckpointError, match=r"the tokenizer has no token <\|end\|>"):
+            check_tokenizer(load_tokenizer(TINY), load_template("phi3-chat"), 1536)
+
+    def test_token_id_of_no_single_token(self) -> None:
+        with pytest.raises(CheckpointError, match=r"has no token <quad><quad>"):
+            token_id(load_tokenizer(TINY), "<quad><quad>")
+
+
+@pytest.fixture(scope="module")
+def qwen2_split(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, Path]:
+    """Return Qwen2's tokenizer.json, and a folder of InternVL2-1B's layout made from it."""
+    source = shared / "tokenizers" / "qwen2" / "tokenizer.json"
+    value = json.loads(source.read_text("utf-8"))
+    folder = tmp_path_factory.mktemp("qwen2")
+    write_json(folder / "vocab.json", value["model"]["vocab"])
+    merges = [
+        merge if isinstance(merge, str) else " ".join(merge) for merge in value["model"]["merges"]
+    ]
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", "utf-8")
+    write_json(
+        folder / "added_tokens.json",
+        {token["content"]: token["id"] for token in value["added_tokens"]},
+    )
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "Qwen2Tokenizer",
+            "eos_token": "<|im_end|>",
+            "pad_token": {"content": "<|endoftext|>", "lstrip": False},
+            "bos_token": None,
+            "add_bos_token": False,
+        },
+    )
+    return Tokenizer.from_file(str(source)), folder
+
+
+class TestVocabAndMerges:
+    """The second kind, InternVL2-1B's."""
+
+    def test_ids_are_those_of_the_tokenizer_it_was_split_from(
+        self, qwen2_split: tuple[Tokenizer, Path], tmp_path: Path
+    ) -> None:
+        raw, folder = qwen2_split
+        assert has_tokenizer(folder)
+        ours = load_tokenizer(folder)
+        assert image_token_id(ours) == 151648
+        assert (ours.eos_token_id, ours.pad_token_id, ours.bos_token) == (151645, 151643, None)
+        ours.save_pretrained(tmp_path)
+        saved = load_tokenizer(tmp_path)
+        assert (tmp_path / "tokenizer.json").exists()
+        for text in (*SAMPLES, *list(sentences())[300:400]):
+            assert ours.encode(text) == saved.encode(text) == raw.encode(text).ids
+            assert ours.decode(ours.encode(text)) == raw.decode(raw.encode(text).ids, False)
+
+        @settings(max_examples=200)
+        @given(texts | ascii_texts)
+        def same(text: str) -> None:
+            assert ours.encode(text) == raw.encode(text).ids
+
+        same()
+
+    def small(self, folder: Path) -> dict[str, int]:
+        """Write a small vocabulary of this kind, without image tokens."""
+        vocabulary = {letter: number for number, letter in enumerate("abcdef")} | {"ab": 6}
+        write_json(folder / "vocab.json", vocabulary)
+        (folder / "merges.txt").write_text("#version: 0.2\na b\n")
+        return vocabulary
+
+    def test_added_tokens_follow_their_ids_and_flags(self, tmp_path: Path) -> None:
+        self.small(tmp_path)
+        added = {"7": {"content": "<x>", "rstrip": True, "special": True}, "8": {"content": "<y>"}}
+        write_json(tmp_path / "tokenizer_config.json", {"added_tokens_decoder": added})
+        write_json(tmp_path / "added_tokens.json", {"<y>": 8, "<x>": 7})
+        tokenizer = load_tokenizer(tmp_path)
+        assert tokenizer.encode("ab<x>  c<y>") == [6, 7, 2, 8]
+
+    def test_an_added_token_under_another_id(self, tmp_path: Path) -> None:
+        self.small(tmp_path)
+        write_json(tmp_path / "added_tokens.json", {"<x>": 9})
+        with pytest.raises(CheckpointError) as caught:
+            load_tokenizer(tmp_path)
+        assert str(caught.value) == (
+            f"{tmp_path}: added token <x> has id 9 there and 7 in the vocabulary; the tokenizer's "
+            "files are of different models"
+        )
+
+    def test_merges_of_another_vocabulary(self, tmp_path: Path) -> None:
+        self.small(tmp_path)
+        (tmp_path / "merges.txt").write_text("#version: 0.2\na b\na z\n")
+        with pytest.raises(CheckpointError, match=r"merges\.txt:3: merges a and z, which vocab"):
+            load_tokenizer(tmp_path)
+
+    def test_a_class_with_other_words_is_refused(self, tmp_path: Path) -> None:
+        self.small(tmp_path)
+        write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer"})
+        with pytest.raises(CheckpointError, match=r"of a GPT2Tokenizer, known is Qwen2Tokenizer"):
+            load_tokenizer(tmp_path)
+
+
+Trained = tuple[sentencepiece.SentencePieceProcessor, Path]
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["dummy-prefix", "no-prefix"])
+def trained(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Trained:
+    """Return a sentencepiece BPE like Llama's (Phi-3) or InternLM2's, and its folder."""
+    folder = tmp_path_factory.mktemp("sentencepiece")
+    train_model(folder, add_dummy_prefix=request.param)
+    return sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model")), folder
+
+
+def train_model(folder: Path, **options: Any) -> None:
+    lines = [*dict.fromkeys(sentences()), "人工智能 实验室 清华大学", "aaa aaaa bbbb  cc   dd"] * 3
+    settings_of_llama: dict[str, Any] = {
+        "vocab_size": 900,
+        "model_type": "bpe",
+        "byte_fallback": True,
+        "split_digits": True,
+        "allow_whitespace_only_pieces": True,
+        "remove_extra_whitespaces": False,
+        "normalization_rule_name": "identity",
+        "user_defined_symbols": ["[UNUSED_1]", "[UNUSED_2]"],
+        "character_coverage": 0.999,
+    }
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_prefix=str(folder / "tokenizer"),
+        minloglevel=2,
+        **{**settings_of_llama, **options},
+    )
+
+
+def added_after(size: int, *, rstrip: bool = False) -> dict[str, dict[str, Any]]:
+    tokens = ("<|user|>", "<|end|>", *IMAGE_TOKENS)
+    return {
+        str(size + place): {"content": token, "rstrip": rstrip and token.startswith("<|")}
+        for place, token in enumerate(tokens)
+    }
+
+
+class TestSentencepiece:
+    """The third kind, InternLM2's and Phi-3's."""
+
+    def test_ids_are_those_of_sentencepiece(self, trained: Trained, tmp_path: Path) -> None:
+        reference, folder = trained
+        ours = load_tokenizer(folder)
+        ours.save_pretrained(tmp_path)
+        saved = load_tokenizer(tmp_path)
+        begin = reference.bos_id()
+        for text in (*SAMPLES, *list(dict.fromkeys(sentences()))[:300]):
+            if any(token in text for token in ("<s>", "</s>", "<unk>")):
+                continue
+            ids = [begin, *reference.encode(text)]
+            assert ours.encode(text) == saved.encode(text) == ids
+            assert ours.decode(ids, skip_special_tokens=True) == reference.decode(ids)
+
+        @settings(max_examples=300)
+        @given(texts | ascii_texts)
+        def same(text: str) -> None:
+            assert ours.encode(text) == [begin, *reference.encode(text)]
+
+        same()
+
+    def test_added_tokens_come_after_the_model(self, trained: Trained, tmp_path: Path) -> None:
+        reference, folder = trained
+        size = reference.vocab_size()
+        (tmp_path / "tokenizer.model").write_bytes((folder / "tokenizer.model").read_bytes())
+        config = {
+            "added_tokens_decoder": added_after(size, rstrip=True),
+            "bos_token": "<s>",
+            "eos_token": "<|end|>",
+            "unk_token": "<unk>",
+        }
+        write_json(tmp_path / "tokenizer_config.json", config)
+        ours = load_tokenizer(tmp_path)
+        assert image_token_id(ours) == size + 4
+        assert (ours.bos_token_id, ours.eos_token_id) == (reference.bos_id(), size + 1)
+        text = "<|user|>\n red  car<img><IMG_CONTEXT></img>\nwhat?<|end|>"
+        # Each stretch between special tokens is text of its own, as in the released tokenizer.json.
+        expected = [
+            *(reference.bos_id(), size, *reference.encode("red  car"), size + 2, size + 4),
+            *(size + 3, *reference.encode("\nwhat?"), size + 1),
+        ]
+        assert ours.encode(text) == expected
+
+    def test_the_prefix_goes_in_front_once_for_llama_that_is_not_legacy(
+        self, trained: Trained, tmp_path: Path
+    ) -> None:
+        reference, folder = trained
+        size = reference.vocab_size()
+        (tmp_path / "tokenizer.model").write_bytes((folder / "tokenizer.model").read_bytes())
+        config = {"tokenizer_class": "LlamaTokenizer", "legacy": False, "add_bos_token": False}
+        write_json(
+            tmp_path / "tokenizer_config.json",
+            {**config, "added_tokens_decoder": added_after(size)},
+        )
+        ours = load_tokenizer(tmp_path)
+        assert ours.encode("red car") == reference.encode("red car")
+        # Behind a special token nothing is put in front of the text.
+        after_picture = ours.convert_ids_to_tokens(ours.encode("<img>red car"))
+        assert after_picture[0] == "<img>"
+        assert "".join(after_picture[1:]) == "red▁car"
+        assert after_picture[-1] == "▁car"
+
+    def test_placeholders_take_the_name_the_folder_gives_them(
+        self, trained: Trained, tmp_path: Path
+    ) -> None:
+        reference, folder = trained
+        unused = reference.piece_to_id("[UNUSED_1]")
+        (tmp_path / "tokenizer.model").write_bytes((folder / "tokenizer.model").read_bytes())
+        config = {
+            "tokenizer_class": "InternLM2Tokenizer",
+            "added_tokens_decoder": {str(unused): {"content": "<|im_end|>", "special": True}},
+        }
+        write_json(tmp_path / "tokenizer_config.json", config)
+        ours = load_tokenizer(tmp_path)
+        assert ours.encode("red<|im_end|>") == [
+            *(reference.bos_id(), *reference.encode("red"), unused)
+        ]
+        assert ours.backend_tokenizer.token_to_id("[UNUSED_1]") is None
+        assert ours.decode([unused], skip_special_tokens=True) == ""
+
+    def test_stock_transformers_reads_what_is_saved(self, trained: Trained, tmp_path: Path) -> None:
+        _, folder = trained
+        ours = load_tokenizer(folder)
+        ours.save_pretrained(tmp_path)
+        stock = AutoTokenizer.from_pretrained(tmp_path)
+        assert isinstance(stock, PreTrainedTokenizerFast)
+        for text in SAMPLES:
+            assert stock.encode(text) == ours.encode(text)
+
+    @pytest.mark.parametrize("length", [0, 1, 40, 5000])
+    def test_a_cut_off_model_is_refused(
+        self, trained: Trained, tmp_path: Path, length: int
+    ) -> None:
+        whole = (trained[1] / "tokenizer.model").read_bytes()
+        (tmp_path / "tokenizer.model").write_bytes(whole[:length])
+        with pytest.raises(CheckpointError, match=r"tokenizer\.model: "):
+            load_tokenizer(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"model_type": "unigram"}, "expected a sentencepiece model of kind BPE"),
+            ({"remove_extra_whitespaces": True}, "it removes extra spaces"),
+            ({"treat_whitespace_as_suffix": True}, "it removes extra spaces"),
+        ],
+    )
+    def test_models_no_internvl_has_are_refused(
+        self, tmp_path: Path, options: dict[str, Any], message: str
+    ) -> None:
+        train_model(tmp_path, vocab_size=500, **options)
+        with pytest.raises(CheckpointError, match=message):
+            load_tokenizer(tmp_path)
