@@ -31,6 +31,7 @@ from adapt.convert_part import (
     Task,
     do_task,
     first_units,
+    has_pictures,
     part_file,
     read_outcome,
 )
@@ -165,8 +166,8 @@ class _Split:
                 return
         # Read the parts first: a raw file that stops the run here leaves no state behind.
         total, tasks = self._tasks()
-        started_ns = self._start(made_by, manifest)
-        ledger, outcomes = self._do_parts(started_ns, total, tasks)
+        keep_pictures = self._start(made_by, manifest)
+        ledger, outcomes = self._do_parts(keep_pictures, total, tasks)
         self._check(ledger, outcomes)
         self._join(ledger, outcomes, made_by)
         for line in ledger.lines():
@@ -217,14 +218,14 @@ class _Split:
                 names.update(decoder.decode(line).image)
         return sum(not (self._out / name).is_file() for name in names)
 
-    def _start(self, made_by: dict[str, Any], manifest: dict[str, Any] | None) -> int:
-        """Open the resume state; return the time before which pictures are of another job."""
+    def _start(self, made_by: dict[str, Any], manifest: dict[str, Any] | None) -> bool:
+        """Open the resume state; return whether the pictures that are there can stay."""
         if self._job_file.exists():
             before = orjson.loads(self._job_file.read_bytes())
             changes = differences(before["made_by"], made_by)
             if not changes:
                 self._sweep()
-                return 0 if before["keep_pictures"] else self._job_file.stat().st_mtime_ns
+                return bool(before["keep_pictures"])
             if not self._asked.overwrite:
                 raise UsageError(
                     f"{self._out}: an unfinished conversion of {self._split} was started with "
@@ -237,7 +238,7 @@ class _Split:
         if manifest is not None and not keep:
             self._forget(manifest)
         write_json(self._job_file, {"made_by": made_by, "keep_pictures": keep})
-        return 0 if keep else self._job_file.stat().st_mtime_ns
+        return keep
 
     def _sweep(self) -> None:
         """Remove the temporary files of a run that was killed."""
@@ -256,7 +257,7 @@ class _Split:
             (self._out / MANIFEST).unlink(missing_ok=True)
 
     def _do_parts(
-        self, started_ns: int, total: int, tasks: Iterator[Task]
+        self, keep_pictures: bool, total: int, tasks: Iterator[Task]
     ) -> tuple[Ledger, list[tuple[Path, str]]]:
         """Convert every part that is not done; return the sums and the part files in order."""
         job = Job(
@@ -266,7 +267,7 @@ class _Split:
             split=self._split,
             options=self._options,
             state=self._state,
-            started_ns=started_ns,
+            keep_pictures=keep_pictures,
         )
         ledger = Ledger()
         outcomes: list[tuple[Path, str]] = []
@@ -277,7 +278,7 @@ class _Split:
                 outcomes.append((path, task.name))
                 before = read_outcome(path, task.name)
                 # A part that lost units is done again: its raw files may have been mended.
-                if before is not None and not before.skips:
+                if before is not None and not before.skips and has_pictures(before, self._out):
                     ledger.add(before.ledger)
                     advance(1)
                 else:
@@ -352,6 +353,8 @@ class _Split:
         self, ledger: Ledger, outcomes: list[tuple[Path, str]], made_by: dict[str, Any]
     ) -> None:
         """Write the records file, skipped.jsonl and dataset.json, and drop the resume state."""
+        # Pictures were written without waiting for the disk: once for all of them, here.
+        os.sync()
         target = self._out / f"{self._split}.jsonl"
         digest = hashlib.sha256()
         ids: set[str] = set()

@@ -2,12 +2,15 @@
 
 A part's outcome is one file of the resume state, written whole or not at all:
 
-    {"name": ..., "ledger": {...}, "skips": [...], "images": "made", "bytes": N, "crc32": C}
+    {"name": ..., "ledger": {...}, "skips": [...], "images": "made",
+     "pictures": [[file, crc32], ...], "bytes": N, "crc32": C}
     record line
     record line
     ...
 
-A part file that is cut off or of another part is not read, the part is done again.
+Waiting for the disk after every picture would take longer than making it; so nothing is flushed
+here, and a part counts as done only when it and its pictures have their checksums. Any other is
+done again. The runner flushes everything once, before it writes the records file.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +58,7 @@ class Job:
         split: Split being converted.
         options: The converter's own options.
         state: Folder of the part files.
-        started_ns: Pictures older than this (modification time) belong to an earlier job.
+        keep_pictures: Pictures that are there already were made whole by the same options.
     """
 
     converter: str
@@ -63,7 +67,7 @@ class Job:
     split: str
     options: Mapping[str, object]
     state: Path
-    started_ns: int
+    keep_pictures: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +110,7 @@ class Outcome:
     ledger: Ledger = field(default_factory=Ledger)
     skips: list[SkipEntry] = field(default_factory=list)
     images: str = ""
+    pictures: list[tuple[str, int]] = field(default_factory=list)
     body: bytes = b""
 
 
@@ -121,10 +126,11 @@ def write_outcome(path: Path, outcome: Outcome) -> None:
         "ledger": outcome.ledger.as_dict(),
         "skips": [asdict(skip) for skip in outcome.skips],
         "images": outcome.images,
+        "pictures": outcome.pictures,
         "bytes": len(outcome.body),
         "crc32": zlib.crc32(outcome.body),
     }
-    write_bytes(path, orjson.dumps(head) + b"\n" + outcome.body)
+    write_bytes(path, orjson.dumps(head) + b"\n" + outcome.body, sync=False)
 
 
 def read_outcome(path: Path, name: str) -> Outcome | None:
@@ -141,8 +147,20 @@ def read_outcome(path: Path, name: str) -> Outcome | None:
         ledger=Ledger.from_dict(head["ledger"]),
         skips=[SkipEntry(**skip) for skip in head["skips"]],
         images=head["images"],
+        pictures=[(file, crc) for file, crc in head["pictures"]],
         body=body,
     )
+
+
+def has_pictures(outcome: Outcome, out: Path) -> bool:
+    """Return whether the pictures that a part made are there, whole."""
+    for name, crc in outcome.pictures:
+        try:
+            if zlib.crc32((out / name).read_bytes()) != crc:
+                return False
+        except FileNotFoundError:
+            return False
+    return True
 
 
 class SizeCache:
@@ -166,9 +184,15 @@ class SizeCache:
         return found
 
 
+@cache
+def _converter(name: str) -> Converter:
+    """Find a converter once in a process: reading the entry points takes milliseconds."""
+    return load_converter(name)
+
+
 def do_task(job: Job, task: Task, sizes: SizeCache) -> Ledger:
     """Convert a part, make its pictures, write its part file; return its ledger."""
-    converter = load_converter(job.converter)
+    converter = _converter(job.converter)
     outcome = convert_results(job, converter, task, sizes)
     write_outcome(part_file(job.state, task.index), outcome)
     return outcome.ledger
@@ -246,7 +270,14 @@ class _Collector:
         counted_here = ledger.used + ledger.skipped + ledger.not_in_split
         ledger.units_in = counted_here if units_in is None else units_in
         self._ledger.records = len(self._lines)
-        return Outcome(name, self._ledger, self._skips, self._pictures.kind, b"".join(self._lines))
+        return Outcome(
+            name,
+            self._ledger,
+            self._skips,
+            self._pictures.kind,
+            self._pictures.checksums,
+            b"".join(self._lines),
+        )
 
     def _take_record(self, record: Record) -> None:
         try:
@@ -276,6 +307,7 @@ class _Pictures:
         self._job, self._root, self._sizes = job, root, sizes
         self._made: dict[str, tuple[int, int] | ImageError] = {}
         self.kind = ""
+        self.checksums: list[tuple[str, int]] = []
 
     def size(self, image: str | Picture) -> tuple[int, int]:
         """Return width and height in pixels of a picture as the model sees it.
@@ -314,6 +346,10 @@ class _Pictures:
         path = self._job.out / picture.file
         if not is_safe_path(picture.file):
             raise ImageError("unsafe-path", f"{picture.file} leaves the dataset's folder")
-        if not (path.exists() and path.stat().st_mtime_ns >= self._job.started_ns):
-            write_bytes(path, picture.make())
+        if self._job.keep_pictures and path.exists():
+            data = path.read_bytes()
+        else:
+            data = picture.make()
+            write_bytes(path, data, sync=False)
+        self.checksums.append((picture.file, zlib.crc32(data)))
         return picture.size

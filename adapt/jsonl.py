@@ -25,8 +25,13 @@ _RECORD = msgspec.json.Decoder(RecordLine)
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_file(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
     """Open a file that replaces `path` when the block ends well, and vanishes otherwise.
+
+    Args:
+        path: File to replace; its folder is made.
+        sync: Wait until the disk has it. Without, a power cut may leave a damaged file, so the
+            caller must be able to tell, or flush many files at once later.
 
     Raises:
         EnvironmentFault: The disk is full or the folder cannot be written.
@@ -40,7 +45,8 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             temporary = Path(file.name)
             yield file  # type: ignore[misc]
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
         temporary = None
@@ -63,9 +69,9 @@ def disk_fault(error: OSError, path: Path) -> EnvironmentFault:
     return EnvironmentFault(f"{path}: cannot be written: {error.strerror or error}")
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` atomically."""
-    with atomic_file(path) as file:
+def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
+    """Replace `path` by `data` atomically; see `atomic_file`."""
+    with atomic_file(path, sync=sync) as file:
         file.write(data)
 
 

@@ -41,7 +41,7 @@ class Turn:
 class Picture(Protocol):
     """A picture that does not exist yet; the runner makes its file once, in a worker.
 
-    Implementations are small frozen dataclasses (`adapt.images.Mosaic`, ...).
+    Implementations are small frozen dataclasses (`adapt.mosaic.Mosaic`, ...).
     """
 
     @property

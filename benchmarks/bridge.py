@@ -60,7 +60,7 @@ def main() -> None:
             rows += round_trip(f"random {options.preset}", source, IMAGE_TOKEN_ID, scratch)
     result = {
         "benchmark": "bridge",
-        "command": "python " + " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": f"python benchmarks/bridge.py --preset {options.preset}",
         "aim_peak_gb": AIM_PEAK_GB,
         "device": platform.machine(),
         "cores": len(os.sched_getaffinity(0)),

@@ -20,6 +20,7 @@ from adapt.errors import CheckpointError, RecordError
 from adapt.models import chat
 from adapt.models.card import Card, read_card, write_card
 from adapt.models.chat import ChatTemplate, Sample, load_template
+from adapt.models.checkpoint_config import naming, native_config, read_config
 from adapt.models.locate import locate
 from adapt.models.presets import Preset, load_preset, model_class, preset_names
 from adapt.models.tokenizers import (
@@ -60,17 +61,20 @@ class ModelHandle:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The tokenizer, checked against the template and the embedding."""
-        tokenizer = load_tokenizer(self.tokenizer_folder)
-        try:
+        with naming(self.tokenizer_folder):
+            tokenizer = load_tokenizer(self.tokenizer_folder)
             check_tokenizer(tokenizer, self.template, self.vocab_size)
-        except CheckpointError as error:
-            raise CheckpointError(f"{self.tokenizer_folder}: {error}") from error
         return tokenizer
 
     def config(self) -> PretrainedConfig:
-        """Return a fresh transformers config."""
+        """Return a fresh transformers config.
+
+        Raises:
+            CheckpointError: transformers refuses the folder's config.json.
+        """
         if self.folder is not None:
-            return model_class(self.architecture).config_class.from_pretrained(self.folder)
+            with naming(self.folder):
+                return native_config(read_config(self.folder))
         if self.preset is None:
             raise CheckpointError(f"{self.name}: neither a folder nor a preset")
         # Not through self.tokenizer: that one is checked against this config.

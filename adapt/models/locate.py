@@ -16,13 +16,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapt.errors import CheckpointError, EnvironmentFault, SourceError, UsageError, nearest
-from adapt.jsonl import read_json
+from adapt.errors import CheckpointError, EnvironmentFault, UsageError, nearest
+from adapt.models.checkpoint_config import is_original, read_config, resolve_folder
 from adapt.models.presets import Preset, load_preset, preset_names
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _NATIVE = {"internvl": "internvl", "mono_internvl": "mono"}
-_ORIGINAL = "internvl_chat"
 # Never code, never pickles.
 _WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 
@@ -84,32 +83,17 @@ def _preset_of(name: str) -> Preset | None:
 
 def _open_folder(folder: Path, preset: Preset | None) -> Found:
     """Recognise a checkpoint folder; import it when it is in the original layout."""
-    if not (folder / "config.json").exists() and (folder / "model" / "config.json").exists():
-        folder = folder / "model"
-    if not (folder / "config.json").exists():
-        raise CheckpointError(_not_a_checkpoint(folder))
-    try:
-        config = read_json(folder / "config.json")
-    except SourceError as error:
-        raise CheckpointError(str(error)) from error
-    kind = config.get("model_type") if isinstance(config, dict) else None
-    if kind in _NATIVE:
-        return Found(folder, _NATIVE[kind], preset)
-    if kind == _ORIGINAL:
+    folder = resolve_folder(folder)
+    config = read_config(folder)
+    if is_original(config):
         return _open_folder(_import_once(folder), preset)
-    raise CheckpointError(
-        f"{folder / 'config.json'}: model_type is {kind!r}, expected one of "
-        f"{', '.join([*_NATIVE, _ORIGINAL])}: adapt trains InternVL models"
-    )
-
-
-def _not_a_checkpoint(folder: Path) -> str:
-    if (folder / "adapter_config.json").exists():
-        return (
-            f"{folder}: a LoRA adapter, not a whole model; "
-            f"adapt models merge {folder} BASE --out DIR makes one"
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in _NATIVE:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: model_type is {kind}, expected one of "
+            f"{', '.join(_NATIVE)}, internvl_chat: adapt trains InternVL models"
         )
-    return f"{folder}: no config.json, so it is not a checkpoint; name the folder that has one"
+    return Found(folder, _NATIVE[kind], preset)
 
 
 def _import_once(folder: Path) -> Path:

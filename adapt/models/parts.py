@@ -13,7 +13,7 @@ checks it and compares it as it does a downloaded one.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -93,6 +93,10 @@ class ComposedCheckpoint(Checkpoint):
     def read(self, name: str) -> Tensor:
         """Return one tensor, the same at every call."""
         return self._readers[name]().to(self._dtype)
+
+    def row_blocks(self, name: str, rows: int) -> Iterator[Tensor]:
+        """Yield a tensor `rows` rows at a time; all of it is made at once."""
+        yield from self.read(name).split(rows)
 
 
 def vocabulary_rows(language: Checkpoint) -> int:

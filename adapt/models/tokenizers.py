@@ -71,6 +71,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     }
     if "add_bos_token" in settings.options and "bos_token" in options:
         options["add_bos_token"] = bool(settings.options["add_bos_token"])
+    if isinstance(longest := settings.options.get("model_max_length"), int) and longest < 2**63:
+        options["model_max_length"] = longest
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         clean_up_tokenization_spaces=False,

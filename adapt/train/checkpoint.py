@@ -16,16 +16,15 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 import torch.distributed as dist
 
-from adapt.errors import CheckpointError, EnvironmentFault, UsageError
-from adapt.jsonl import disk_fault, write_bytes, write_json
+from adapt.errors import CheckpointError, UsageError
+from adapt.jsonl import write_bytes, write_json
+from adapt.train.disk import disk_faults_named
 from adapt.train.engine import Engine
 from adapt.train.run_state import LATEST, STATE, RunState
 from adapt.train.weights import gather_weights, write_weights
@@ -54,28 +53,26 @@ def save_checkpoint(
     place = folder / f"step-{state.step}"
     temporary = folder / f".step-{state.step}.tmp"
     first = dist.get_rank() == 0
-    with _faults_named(place):
-        if first:
+    try:
+        with disk_faults_named(place):
+            if first:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+            dist.barrier()
+            engine.deepspeed.save_checkpoint(
+                str(temporary), tag=_TAG, save_latest=False, exclude_frozen_parameters=True
+            )
+            weights = gather_weights(engine)
+            if first:
+                name = "model" if engine.adapter is None else "adapter"
+                write_weights(temporary / name, weights, engine, handle)
+                write_json(temporary / STATE, msgspec.to_builtins(state))
+                _put_in_place(temporary, place)
+                _remove_old(folder, keep)
+            dist.barrier()
+    finally:
+        if first and temporary.exists():
             shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-        dist.barrier()
-        engine.deepspeed.save_checkpoint(
-            str(temporary), tag=_TAG, save_latest=False, exclude_frozen_parameters=True
-        )
-        weights = gather_weights(engine)
-        if first:
-            name = "model" if engine.adapter is None else "adapter"
-            write_weights(temporary / name, weights, engine, handle)
-            write_json(temporary / STATE, msgspec.to_builtins(state))
-            for script in temporary.glob("*.py"):
-                # DeepSpeed's, to unpickle the weights, which lie beside as safetensors.
-                script.unlink()
-            _sync(temporary)
-            shutil.rmtree(place, ignore_errors=True)
-            temporary.rename(place)
-            write_bytes(folder / LATEST, f"{place.name}\n".encode())
-            _remove_old(folder, keep)
-        dist.barrier()
     return place
 
 
@@ -103,23 +100,15 @@ def restore(checkpoint: Path, engine: Engine, state: RunState, *, plan: str) -> 
         raise CheckpointError(f"{checkpoint}: DeepSpeed finds no state in it; it is not whole")
 
 
-@contextmanager
-def _faults_named(place: Path) -> Iterator[None]:
-    """Turn what the libraries raise on a full disk into one line."""
-    import safetensors
-
-    try:
-        yield
-    except OSError as error:
-        raise disk_fault(error, place) from error
-    except (RuntimeError, safetensors.SafetensorError) as error:
-        # torch's zip writer and safetensors hide the errno.
-        text = str(error)
-        if "PytorchStreamWriter" in text or "IoError" in text or "I/O error" in text:
-            raise EnvironmentFault(
-                f"{place}: cannot be written ({text.splitlines()[0]}); free some space and --resume"
-            ) from error
-        raise
+def _put_in_place(temporary: Path, place: Path) -> None:
+    """Make a checkpoint that is whole the newest one."""
+    for script in temporary.glob("*.py"):
+        # DeepSpeed's, to unpickle the weights, which lie beside as safetensors.
+        script.unlink()
+    _sync(temporary)
+    shutil.rmtree(place, ignore_errors=True)
+    temporary.rename(place)
+    write_bytes(place.parent / LATEST, f"{place.name}\n".encode())
 
 
 def _sync(folder: Path) -> None:

@@ -142,7 +142,8 @@ class PackReader:
                 path, grid, size=size, thumbnail=thumbnail, tile_px=tile_px, jpeg_quality=qualities
             )
 
-        return self._cache.get((path, grid, size, qualities), load)
+        # What is augmented comes out differently each time: keeping it would be in vain.
+        return load() if qualities else self._cache.get((path, grid, size), load)
 
     def _no_tiles(self) -> Pixels:
         side = self._handle.tile_px

@@ -21,6 +21,7 @@ from adapt.models.new_folder import new_folder
 from adapt.recipe import Recipe, load_recipe
 from adapt.train.checkpoint import restore, save_checkpoint
 from adapt.train.dataset import Lost, PackReader
+from adapt.train.disk import disk_faults_named
 from adapt.train.engine import Engine, build_engine
 from adapt.train.loop import Sharing, StepDone, Work, pack_totals, run_steps, stop_requests
 from adapt.train.metrics import Metrics, keep_until, open_metrics
@@ -185,17 +186,16 @@ def _note_lost(run: RunFolder, step: int, lost: tuple[Lost, ...]) -> None:
 
 def _finish(session: Session) -> None:
     """Write the trained model and its card."""
-    run, handle = session.run, session.handle
-    engine, has_adapter = session.engine, session.engine.adapter is not None
+    run, handle, engine = session.run, session.handle, session.engine
     weights = gather_weights(engine)
     if dist.get_rank() == 0:
-        result = run.adapter if has_adapter else run.model
+        result = run.model if engine.adapter is None else run.adapter
         # Of a run that was killed right here.
         shutil.rmtree(result, ignore_errors=True)
-        with new_folder(result) as folder:
+        with disk_faults_named(result), new_folder(result) as folder:
             write_weights(folder, weights, engine, handle)
-        if has_adapter:
-            with new_folder(run.model) as folder:
+        if engine.adapter is not None:
+            with disk_faults_named(run.model), new_folder(run.model) as folder:
                 merge_adapter(run.adapter, folder, handle, session.recipe)
         write_card(run, session.recipe, handle, session.mix, engine.counts)
         _say(f"trained model: {run.model}")

@@ -160,7 +160,9 @@ def test_without_the_original_files_they_are_written_anew(make_native, tmp_path,
 @pytest.fixture
 def spoken(make_original, tmp_path):
     """An original checkpoint with the shipped tiny tokenizer, and code."""
-    source = make_original(tmp_path / "source", "qwen2", llm={"vocab_size": 1536})
+    source = make_original(
+        tmp_path / "source", "qwen2", llm={"vocab_size": load_preset("tiny").text["vocab_size"]}
+    )
     for path in load_preset("tiny").tokenizer_folder.glob("tokenizer*.json"):
         shutil.copyfile(path, source / path.name)
     fields = read_config(source) | {"template": "internvl2_5"}

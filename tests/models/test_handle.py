@@ -217,7 +217,9 @@ class TestRefusals:
         )
 
     def test_a_folder_without_a_config(self, tmp_path: Path) -> None:
-        with pytest.raises(CheckpointError, match=r"no config\.json, so it is not a checkpoint"):
+        with pytest.raises(
+            CheckpointError, match=r"has no config\.json, so it is not a checkpoint"
+        ):
             open_model(str(tmp_path))
 
     def test_an_adapter_alone(self, tmp_path: Path) -> None:
@@ -225,11 +227,27 @@ class TestRefusals:
         with pytest.raises(CheckpointError, match=r"a LoRA adapter, .*adapt models merge"):
             open_model(str(tmp_path))
 
-    @pytest.mark.parametrize("text", ['{"model_type": "llava"}', "[]", '{"model_type": null}'])
-    def test_a_config_of_another_model(self, tmp_path: Path, text: str) -> None:
-        (tmp_path / "config.json").write_text(text)
-        with pytest.raises(CheckpointError, match=r"model_type is .*expected one of internvl, "):
+    @pytest.mark.parametrize("kind", ["llava", None, ["internvl"]])
+    def test_a_config_of_another_model(self, tmp_path: Path, kind: object) -> None:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+        with pytest.raises(CheckpointError) as caught:
             open_model(str(tmp_path))
+        assert str(caught.value) == (
+            f"{tmp_path}/config.json: model_type is {kind}, expected one of internvl, "
+            "mono_internvl, internvl_chat: adapt trains InternVL models"
+        )
+
+    def test_a_config_that_is_no_object(self, tmp_path: Path) -> None:
+        (tmp_path / "config.json").write_text("[]")
+        with pytest.raises(CheckpointError, match=r"a JSON list, expected an object"):
+            open_model(str(tmp_path))
+
+    def test_a_config_that_contradicts_itself(self, native: Path, tmp_path: Path) -> None:
+        folder = copy_of(native, tmp_path / "x")
+        text = json.loads((folder / "config.json").read_text())["text_config"]
+        edit_config(folder, text_config={**text, "hidden_size": "wide"})
+        with pytest.raises(CheckpointError, match=r"x/config\.json: transformers refuses it: "):
+            _ = open_model(str(folder)).vocab_size
 
     def test_a_config_that_is_cut_off(self, tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text('{"model_type": "inter')
@@ -252,7 +270,8 @@ class TestRefusals:
     def test_weights_of_other_sizes(self, native: Path, tmp_path: Path) -> None:
         folder = copy_of(native, tmp_path / "x")
         text = json.loads((folder / "config.json").read_text())["text_config"]
-        edit_config(folder, text_config={**text, "num_hidden_layers": 4})
+        deeper = {"num_hidden_layers": 4, "layer_types": ["full_attention"] * 4}
+        edit_config(folder, text_config={**text, **deeper})
         with pytest.raises(CheckpointError, match=r"weights do not fit config\.json: missing_keys"):
             open_model(str(folder)).load(torch.float32)
         edit_config(folder, text_config={**text, "intermediate_size": 100})

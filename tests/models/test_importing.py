@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -230,15 +231,23 @@ def test_variants_compute_the_same_in_both_layouts(make_original, tmp_path, vari
     assert model.dtype == dtype
 
 
-def test_each_source_tensor_is_read_once(make_original, tmp_path, monkeypatch):
+def test_tensors_stream_across_one_at_a_time(make_original, tmp_path, monkeypatch):
     source = make_original(tmp_path / "source")
-    reads = []
+    seen, most = [], 0
     read = Checkpoint.read
-    monkeypatch.setattr(
-        Checkpoint, "read", lambda self, name: reads.append(name) or read(self, name)
-    )
+
+    def counted(self, name):
+        nonlocal most
+        tensor = read(self, name)
+        seen.append((name, weakref.ref(tensor)))
+        most = max(most, sum(reference() is not None for _, reference in seen))
+        return tensor
+
+    monkeypatch.setattr(Checkpoint, "read", counted)
     import_checkpoint(source, tmp_path / "out", verify=False, image_token_id=IMAGE_TOKEN)
-    assert sorted(reads) == sorted(load_file(source / "model.safetensors"))
+    # Each once; the one before may live until its successor is there.
+    assert sorted(name for name, _ in seen) == sorted(load_file(source / "model.safetensors"))
+    assert most <= 2
 
 
 def with_tokenizer(folder, tokenizer, **fields):
@@ -254,7 +263,9 @@ def with_tokenizer(folder, tokenizer, **fields):
 def spoken(make_original, tmp_path):
     """A checkpoint with the shipped tiny tokenizer."""
     tokenizer = load_preset("tiny").tokenizer_folder
-    source = make_original(tmp_path / "source", "qwen2", llm={"vocab_size": 1536})
+    source = make_original(
+        tmp_path / "source", "qwen2", llm={"vocab_size": load_preset("tiny").text["vocab_size"]}
+    )
     return with_tokenizer(source, tokenizer, template="internvl2_5")
 
 
@@ -463,7 +474,7 @@ BAD = {
     "pickle": (become_a_pickle, r"pytorch_model.bin: is a pickle, .* can run any code"),
     "tokenizer too large": (
         take_a_larger_tokenizer,
-        r"the tokenizer has ids up to 1476 .*, the embedding 96 rows",
+        r"the tokenizer has ids up to \d+ .*, the embedding 96 rows",
     ),
     "tokenizer without pictures": (take_a_text_tokenizer, r"has no token <IMG_CONTEXT>"),
 }

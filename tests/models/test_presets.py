@@ -104,7 +104,7 @@ def test_building_a_config_leaves_the_preset_as_it_was() -> None:
 
 
 def test_tiny_is_well_under_a_million() -> None:
-    assert load_preset("tiny").parameters.total < 900_000
+    assert load_preset("tiny").parameters.total < 700_000
 
 
 @pytest.mark.parametrize(

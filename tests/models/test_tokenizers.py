@@ -231,9 +231,7 @@ Trained = tuple[sentencepiece.SentencePieceProcessor, Path]
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["dummy-prefix", "no-prefix"])
-def trained(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Trained:
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """Return a sentencepiece BPE like Llama's (Phi-3) or InternLM2's, and its folder."""
     folder = tmp_path_factory.mktemp("sentencepiece")
     train_model(folder, add_dummy_prefix=request.param)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from adapt.cli import run
 from adapt.errors import (
-    AdaptError,
+    CheckFailed,
     CheckpointError,
     EnvironmentFault,
     RecipeError,
@@ -25,6 +25,7 @@ from adapt.errors import (
     UsageError,
 )
 from adapt.models.handle import open_model
+from adapt.train.engine import Engine
 from adapt.train.launch import run_train
 from adapt.train.run_state import find_latest, read_state
 
@@ -84,14 +85,14 @@ def read_whole_lines(folder: Path) -> list[bytes]:
 def test_a_run_stopped_and_killed_ends_as_one_that_never_was(
     recipe: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    options = ("max_steps=16", "drop_path=0.3")
+    options = ("max_steps=20", "drop_path=0.3")
     run_train(recipe, (*options, "out=whole"))
     expected = read_metrics(Path("whole"))
-    assert [row["step"] for row in expected] == list(range(1, 17))
+    assert [row["step"] for row in expected] == list(range(1, 21))
     # Sampled records are learned: the run goes somewhere.
     assert expected[-1]["loss"] < expected[0]["loss"] * 0.7
 
-    broken = ("--set", "max_steps=16", "--set", "drop_path=0.3", "--set", "out=broken")
+    broken = ("--set", "max_steps=20", "--set", "drop_path=0.3", "--set", "out=broken")
     terminated = start(recipe, *broken)
     wait_for_step(terminated, Path("broken"), 5)
     terminated.send_signal(signal.SIGTERM)
@@ -148,8 +149,11 @@ def test_what_a_run_leaves(recipe: Path, capfd: pytest.CaptureFixture[str]) -> N
     model = handle.load(torch.float32)
     assert handle.preset is not None
     assert (handle.preset.name, handle.template.name) == ("tiny", "internvl2_5")
-    saved = load_file(folder / "checkpoints" / "step-12" / "model" / "model.safetensors")
-    assert all(torch.equal(saved[name], value) for name, value in model.state_dict().items())
+    saved = open_model(str(folder / "checkpoints" / "step-12")).load(torch.float32).state_dict()
+    untrained = open_model("tiny").load(torch.float32, seed=42).state_dict()
+    for name, value in model.state_dict().items():
+        assert torch.equal(saved[name], value)
+        assert not torch.equal(untrained[name], value)
 
     capfd.readouterr()
     run_train(recipe, resume=True)
@@ -158,6 +162,8 @@ def test_what_a_run_leaves(recipe: Path, capfd: pytest.CaptureFixture[str]) -> N
         run_train(recipe)
 
 
+# peft asks transformers by an older name.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_lora_leaves_an_adapter_and_a_merged_model(recipe: Path) -> None:
     options = ("method=lora", "lora.rank=4", "deepspeed=zero3", "max_steps=3", "save_every=2")
     run_train(recipe, options)
@@ -238,11 +244,11 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_checkpoint(recipe: Path) -> 
     # Enough for the plan and the metrics, not for a checkpoint.
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
     try:
-        with pytest.raises(EnvironmentFault, match=r"step-1: (the disk is full|cannot be written)"):
+        with pytest.raises(EnvironmentFault, match=r"step-1: .*the disk is full"):
             run_train(recipe, ("max_steps=2", "save_every=1", "tensorboard=false"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert find_latest(Path("runs/colours/checkpoints")) is None
+    assert list(Path("runs/colours/checkpoints").iterdir()) == []
     run_train(recipe, ("max_steps=2", "save_every=1", "tensorboard=false"), resume=True)
     names = sorted(path.name for path in Path("runs/colours/checkpoints").iterdir())
     assert names == ["latest", "step-1", "step-2"]
@@ -270,10 +276,20 @@ def test_resuming_checks_what_changed(recipe: Path, mix: Path) -> None:
         run_train(recipe, short, resume=True)
 
 
-def test_a_diverging_run_stops(recipe: Path) -> None:
-    with pytest.raises(AdaptError, match=r"the loss is (nan|inf).*lower learning_rate") as caught:
-        run_train(recipe, ("learning_rate=1", "warmup_ratio=0", "max_grad_norm=1e9"))
-    assert caught.value.exit_status == 1
+def test_a_loss_that_is_no_number_stops_the_run(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right, calls = Engine.accumulate, []
+
+    def accumulate(self, pack, **options):
+        calls.append(pack)
+        share = right(self, pack, **options)
+        return share * float("nan") if len(calls) == 5 else share
+
+    monkeypatch.setattr(Engine, "accumulate", accumulate)
+    with pytest.raises(CheckFailed, match=r"step 3: the loss is nan; lower learning_rate"):
+        run_train(recipe)
+    assert [row["step"] for row in read_metrics(Path("runs/colours"))] == [1, 2]
 
 
 def test_a_recipe_for_another_domain_says_so_and_goes_on(
