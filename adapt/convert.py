@@ -163,6 +163,7 @@ class _Split:
             if entry is not None and self._is_done(entry, made_by):
                 records = entry["ledger"]["records"]
                 self._say(f"nothing to do: {records} records of the same input and options")
+                self._drop_state()
                 return
         # Read the parts first: a raw file that stops the run here leaves no state behind.
         total, tasks = self._tasks()
@@ -387,8 +388,14 @@ class _Split:
             "ledger": ledger.as_dict(),
         }
         self._write_manifest(entry, images)
-        shutil.rmtree(self._state, ignore_errors=True)
-        self._job_file.unlink()
+        self._drop_state()
+
+    def _drop_state(self) -> None:
+        """Remove the resume state; a run killed here leaves that to the next one."""
+        if self._job_file.exists():
+            shutil.rmtree(self._state, ignore_errors=True)
+            self._sweep()
+            self._job_file.unlink()
 
     def _check_ids(self, outcome: Outcome, ids: set[str]) -> None:
         for line in outcome.body.splitlines():

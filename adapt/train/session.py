@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
+import torch
 import torch.distributed as dist
 
 from adapt.jsonl import disk_fault
@@ -71,14 +72,11 @@ def run_rank(run: RunFolder, place: Place) -> int:
             session.engine.deepspeed.destroy()
 
 
-def _open(run: RunFolder, recipe: Recipe, device: object) -> Session:
-    import torch
-
+def _open(run: RunFolder, recipe: Recipe, device: torch.device) -> Session:
     from adapt.mix import read_mix
     from adapt.models.handle import open_model
     from adapt.plan import load_plan
 
-    assert isinstance(device, torch.device)
     plan, mix, handle = load_plan(run.plan), read_mix(recipe.mix), open_model(recipe.model)
     ranks = dist.get_world_size()
     schedule = make_schedule(recipe, num_packs=plan.num_packs, world_size=ranks)
