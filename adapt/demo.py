@@ -26,6 +26,7 @@ from adapt.errors import AdaptError, CheckFailed, UsageError
 from adapt.jsonl import read_lines, read_records, write_bytes
 from adapt.records import RecordLine
 from adapt.synthetic import TRUTH_FILE, grey_copy, write_driving, write_general
+from adapt.train.threads import wait_politely
 
 TRAIN_FRAMES = 200
 VAL_FRAMES = 40
@@ -45,6 +46,7 @@ def run_demo(out: Path, *, seed: int) -> None:
         UsageError: `out` holds something else.
         CheckFailed: The model has not learnt from the pictures.
     """
+    wait_politely()
     start = time.monotonic()
     _empty(out)
     with contextlib.chdir(out):

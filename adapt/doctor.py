@@ -40,9 +40,7 @@ def run_doctor() -> None:
         CheckFailed: Something that the core commands need is missing or broken.
     """
     print(f"adapt {__version__}, Python {platform.python_version()}, {platform.platform()}")
-    print(
-        f"{cpu_count()} cores, {_memory_gb():.0f} GB memory, {_free_gb(Path.cwd()):.0f} GB free"
-    )
+    print(f"{cpu_count()} cores, {_memory_gb():.0f} GB memory, {_free_gb(Path.cwd()):.0f} GB free")
     findings = [*_packages(), _java(), *_accelerators(), _name_clash(), _writable()]
     for finding in findings:
         mark = "ok     " if finding.ok else "missing"

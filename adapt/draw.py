@@ -13,7 +13,7 @@ from adapt.images import open_rgb
 from adapt.records import RecordLine
 
 POINT_PATTERN = re.compile(r"<c\d+,\w+,\[\s*(\d+)\s*,\s*(\d+)\s*\]>")
-BOX_COLOUR = (255, 60, 0)
+BOX_COLOUR = (57, 255, 20)
 POINT_COLOUR = (0, 200, 255)
 
 

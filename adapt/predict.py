@@ -2,17 +2,12 @@
 
     records --window--> sorted by length, batches --pictures read ahead--> answers --order--> OUT
 
-    answers.jsonl              a line a record (schemas/prediction.schema.json), when all are there
-    .answers.jsonl.partial     the first so many lines, while it works or after it was stopped
-    answers.jsonl.about.json   model, tiling and length they were made with
-
 Run again, it goes on after the answers that are there. Answers of another model or with other
 options are never mixed in: it refuses, or with `--overwrite` discards them.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -23,11 +18,20 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from adapt.dataset import open_dataset
-from adapt.errors import RecordError, UsageError
-from adapt.jsonl import disk_fault, read_json, read_records, write_bytes, write_json
+from adapt.errors import UsageError
+from adapt.jsonl import disk_fault, read_records, write_json
+from adapt.prediction_file import (
+    Prediction,
+    about_path,
+    answers_there,
+    discard,
+    partial_path,
+    question_of,
+    weights_digest,
+)
 from adapt.progress import progress
 from adapt.recipe import Recipe, load_recipe
-from adapt.records import RecordLine, Source
+from adapt.records import RecordLine
 from adapt.train.threads import wait_politely
 
 if TYPE_CHECKING:
@@ -40,8 +44,6 @@ MOST_TILES = 12
 # when stopped.
 WINDOW_BATCHES = 8
 READERS = 2
-_PIECES = 64
-_PIECE_BYTES = 65536
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,23 +73,6 @@ class PredictOptions:
     overwrite: bool = False
 
 
-class Prediction(msgspec.Struct, frozen=True):
-    """A line of the predictions file; keys in this order."""
-
-    id: str
-    question: str
-    answer: str
-    gt_answer: str
-    source: Source
-    model: str
-    prompt_tokens: int
-    answer_tokens: int
-    finish: str
-
-
-_PREDICTION = msgspec.json.Decoder(Prediction)
-
-
 def run_predict(options: PredictOptions) -> Path:
     """Answer records and return the predictions file.
 
@@ -106,15 +91,16 @@ def run_predict(options: PredictOptions) -> Path:
     handle = open_model(options.model)
     tiling = choose_tiling(options)
     about = describe(options, handle, tiling)
-    partial = options.out.with_name(f".{options.out.name}.partial")
-    done = _answers_there(options, partial, about, records)
+    if options.overwrite:
+        discard(options.out)
+    done = answers_there(options.out, about, records)
     if done >= len(records) and options.out.exists():
         print(f"{options.out}: has all {done} answers already")
         return options.out
     write_json(about_path(options.out), about)
-    _answer_rest(options, records, done, partial, (handle, tiling, root))
+    _answer_rest(options, records, done, (handle, tiling, root))
     try:
-        partial.replace(options.out)
+        partial_path(options.out).replace(options.out)
     except OSError as error:
         raise disk_fault(error, options.out) from error
     print(f"{options.out}: {len(records)} answers of {options.model}")
@@ -158,28 +144,6 @@ def describe(options: PredictOptions, handle: ModelHandle, tiling: Tiling) -> di
     }
 
 
-def about_path(out: Path) -> Path:
-    """Return the file that says how the answers in `out` were made."""
-    return out.with_name(f"{out.name}.about.json")
-
-
-def weights_digest(folder: Path) -> str:
-    """Return a sha256 of a checkpoint: its config, and pieces from all over its weights.
-
-    Reading all of a large checkpoint takes longer than many a prediction; any training step changes
-    every piece.
-    """
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for path in sorted(folder.glob("*.safetensors")):
-        size = path.stat().st_size
-        digest.update(f"{path.name}\0{size}\0".encode())
-        with path.open("rb") as file:
-            for piece in range(_PIECES):
-                file.seek(max(0, (size - _PIECE_BYTES)) * piece // (_PIECES - 1))
-                digest.update(file.read(_PIECE_BYTES))
-    return digest.hexdigest()
-
-
 def _check_numbers(options: PredictOptions) -> None:
     for name in ("batch_size", "max_new_tokens", "max_tiles", "limit"):
         value = getattr(options, name)
@@ -199,76 +163,17 @@ def _recipe_of(model: Path) -> Recipe | None:
     return None
 
 
-def _answers_there(
-    options: PredictOptions, partial: Path, about: dict[str, Any], records: list[RecordLine]
-) -> int:
-    """Return how many answers are there, in `partial` or, when complete, in the file itself."""
-    places = (options.out, partial, about_path(options.out))
-    if options.overwrite:
-        for path in places:
-            path.unlink(missing_ok=True)
-    if not options.out.exists() and not partial.exists():
-        return 0
-    _compare_about(options.out, about)
-    lines = _whole_lines(partial if partial.exists() else options.out)
-    for number, (line, record) in enumerate(zip(lines, records, strict=False), start=1):
-        _compare(line, record, f"{options.out}:{number}")
-    if not options.out.exists() or len(lines) < len(records):
-        write_bytes(partial, b"".join(lines))
-    return len(lines)
-
-
-def _compare_about(out: Path, about: dict[str, Any]) -> None:
-    path = about_path(out)
-    if not path.exists():
-        raise UsageError(
-            f"{out}: is there, and nothing says how its answers were made ({path.name} is "
-            f"missing); --overwrite discards it"
-        )
-    before = read_json(path)
-    differing = [
-        f"{key} was {before.get(key)}, is {value}"
-        for key, value in about.items()
-        if before.get(key) != value
-    ]
-    if differing:
-        raise UsageError(
-            f"{out}: holds answers made otherwise ({'; '.join(differing)}); --overwrite discards "
-            f"them, another --out keeps them"
-        )
-
-
-def _whole_lines(path: Path) -> list[bytes]:
-    lines = path.read_bytes().splitlines(keepends=True)
-    return lines[:-1] if lines and not lines[-1].endswith(b"\n") else lines
-
-
-def _compare(line: bytes, record: RecordLine, place: str) -> None:
-    """Refuse an answer that is there if it is not to this record."""
-    try:
-        found = _PREDICTION.decode(line)
-    except msgspec.DecodeError as error:
-        raise RecordError(
-            f"{place}: not a prediction ({error}); --overwrite discards it"
-        ) from error
-    if found.id != record.id or found.question != _question(record):
-        raise RecordError(
-            f"{place}: answers {found.id}, the record there is now {record.id} or asks otherwise; "
-            f"--overwrite discards all answers"
-        )
-
-
 def _answer_rest(
     options: PredictOptions,
     records: list[RecordLine],
     done: int,
-    partial: Path,
     setting: tuple[ModelHandle, Tiling, Path],
 ) -> None:
-    """Append the answers to records from `done` on to `partial`."""
+    """Append the answers to records from `done` on to the partial file."""
     from adapt.answer import Answerer, find_device
     from adapt.train.quiet import quiet_transformers
 
+    partial = partial_path(options.out)
     handle, tiling, root = setting
     with quiet_transformers():
         answerer = Answerer(
@@ -331,7 +236,7 @@ def _line(prompt: Prompt, answer: Answer, model: str) -> bytes:
     record = prompt.record
     prediction = Prediction(
         id=record.id,
-        question=_question(record),
+        question=question_of(record),
         answer=answer.text,
         gt_answer=record.conversations[-1].value,
         source=record.source,
@@ -341,8 +246,3 @@ def _line(prompt: Prompt, answer: Answer, model: str) -> bytes:
         finish=answer.finish,
     )
     return msgspec.json.encode(prediction) + b"\n"
-
-
-def _question(record: RecordLine) -> str:
-    """Return the last human turn."""
-    return next(turn.value for turn in reversed(record.conversations) if turn.speaker == "human")

@@ -167,7 +167,7 @@ class Recipe:
         int, Meta(ge=0, description="Records that may turn out unreadable before the run stops.")
     ] = 0
     data_workers: Annotated[
-        int, Meta(ge=0, le=256, description="Loader processes for each GPU; 0: none.")
+        int, Meta(ge=0, le=256, description="Loader threads for each GPU; 0: none.")
     ] = 4
     seed: Annotated[
         int, Meta(ge=0, lt=2**32, description="Seed of the packs, their order and the training.")

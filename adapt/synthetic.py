@@ -186,7 +186,7 @@ def _draw_scene(chance: random.Random) -> Scene:
         side=Thing(
             chance.choice(SIDES), _place(chance, 560, 400, 460, 320), chance.choice(colours)
         ),
-        lamp=Thing("CAM_FRONT", _place(chance, 640, 40, 330, 320), chance.choice(colours)),
+        lamp=Thing("CAM_FRONT", _place(chance, 500, 30, 600, 400), chance.choice(colours)),
     )
 
 

@@ -15,7 +15,8 @@ from adapt.errors import AdaptError, RecordError, SourceError, UsageError
 from adapt.jsonl import read_json, write_lines
 from adapt.models.handle import open_model
 from adapt.options import as_plain
-from adapt.predict import PredictOptions, about_path, choose_tiling, run_predict, weights_digest
+from adapt.predict import PredictOptions, choose_tiling, run_predict
+from adapt.prediction_file import about_path, weights_digest
 from adapt.recipe import Recipe
 from adapt.records import Message, RecordLine, Source
 from adapt.resources import schema_path

@@ -12,18 +12,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from adapt.errors import CheckpointError, EnvironmentFault, UsageError, nearest
+from adapt.errors import CheckpointError, EnvironmentFault
+from adapt.jsonl import disk_fault
 from adapt.models.checkpoint_config import is_original, read_config, resolve_folder
+from adapt.models.hub import checkpoint_folder
 from adapt.models.presets import Preset, load_preset, preset_names
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _NATIVE = {"internvl": "internvl", "mono_internvl": "mono"}
-# Never code, never pickles.
-_WANTED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,21 +48,18 @@ def locate(name: str, workspace: Path) -> Found:
         CheckpointError: The folder is not a checkpoint that adapt knows.
         EnvironmentFault: It would have to come from the hub, which is out of reach.
     """
-    if Path(name).is_dir():
-        return _open_folder(Path(name), None)
-    preset = _preset_of(name)
-    if preset is None and not _HUB_ID.fullmatch(name):
-        raise UsageError(
-            f"no model is called {name}: no such folder, and no such preset"
-            f"{nearest(name, preset_names())}"
-        )
+    preset = None if Path(name).is_dir() else _preset_of(name)
     if preset is not None and preset.layout == "none":
         return Found(None, preset.architecture, preset)
-    local = workspace / "models" / (preset.name if preset else name)
-    if local.is_dir():
-        return _open_folder(local, preset)
-    repository = preset.hub_id if preset and preset.hub_id else name
-    return _open_folder(_download(repository, name, local), preset)
+    wanted = preset.name if preset else name
+    try:
+        folder = checkpoint_folder(wanted, workspace=workspace)
+    except EnvironmentFault as error:
+        raise EnvironmentFault(
+            f"model {name}: none in {workspace / 'models' / wanted}; {error}, or try the step "
+            f"with --set model=tiny"
+        ) from error
+    return _open_folder(folder, preset)
 
 
 def cache_folder() -> Path:
@@ -103,11 +99,14 @@ def _import_once(folder: Path) -> Path:
     from adapt.models.importing import import_checkpoint
 
     out = cache_folder() / "models" / f"{folder.resolve().name}-{_digest(folder)}"
-    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_fault(error, out.parent) from error
     # All ranks of a training run come here at once; one imports, the others wait.
     with FileLock(out.with_name(f"{out.name}.lock")):
         if not (out / "config.json").exists():
-            print(f"importing {folder} (original layout) to {out}, once", flush=True)
+            print(f"importing {folder} (original layout) to {out}, once", file=sys.stderr)
             import_checkpoint(folder, out)
     return out
 
@@ -120,21 +119,3 @@ def _digest(folder: Path) -> str:
             status = path.stat()
             state.update(f"{path.name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
     return state.hexdigest()[:12]
-
-
-def _download(repository: str, name: str, local: Path) -> Path:
-    """Fetch a repository of the hub, or find it in the hub's own cache."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    # The base of all failures of the HTTP library, which changes with the hub's releases.
-    broken_connection: type[Exception] = HfHubHTTPError.__bases__[0]
-    try:
-        return Path(snapshot_download(repository, allow_patterns=list(_WANTED)))
-    except (OSError, broken_connection) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise EnvironmentFault(
-            f"model {name}: no folder of that name, none at {local}, and {repository} cannot be "
-            f"had from the hub ({reason}); put the checkpoint in one of the three places, or try "
-            f"the step with --set model=tiny"
-        ) from error

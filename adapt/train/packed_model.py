@@ -56,6 +56,7 @@ class PackedModel(nn.Module):  # type: ignore[misc]  # torch is Any to mypy
 
     def forward(
         self,
+        *,
         input_ids: Tensor,
         position_ids: Tensor,
         tiles: Tensor,

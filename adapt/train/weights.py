@@ -56,6 +56,8 @@ def write_weights(
     engine.adapter.peft_config[ADAPTER].base_model_name_or_path = str(handle.folder or handle.name)
     # Asked to decide by itself, peft would look the base up on the hub.
     engine.adapter.save_pretrained(folder, state_dict=prefixed, save_embedding_layers=False)
+    # peft's card is a form that nobody has filled in; the run has its own.
+    (folder / "README.md").unlink(missing_ok=True)
 
 
 def merge_adapter(adapter: Path, out: Path, handle: ModelHandle, recipe: Recipe) -> None:

@@ -7,14 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError
 
-from adapt.errors import CheckpointError, EnvironmentFault, RecordError, UsageError
-from adapt.models import importing
-from adapt.models.card import Card, read_card, write_card
-from adapt.models.exporting import export_checkpoint
+from adapt.errors import CheckpointError, RecordError
+from adapt.models.card import Card, read_card
 from adapt.models.handle import ModelHandle, open_model
-from adapt.models.locate import cache_folder
 from adapt.models.presets import load_preset
 from adapt.records import Message
 
@@ -127,10 +123,6 @@ class TestFolders:
             template="internvl2_5", tile_px=448, tokens_per_tile=16, preset="tiny"
         )
 
-    def test_a_run_folder_is_its_model(self, native: Path, tmp_path: Path) -> None:
-        copy_of(native, tmp_path / "run" / "model")
-        assert open_model(str(tmp_path / "run")).folder == tmp_path / "run" / "model"
-
     def test_the_workspace_comes_before_the_hub(self, native: Path, tmp_path: Path) -> None:
         copy_of(native, tmp_path / "models" / "mini-internvl2-1b")
         by_name = open_model("mini-internvl2-1b", workspace=tmp_path)
@@ -157,90 +149,9 @@ class TestFolders:
         handle = open_model(str(folder))
         assert (handle.max_positions, handle.rope_switch) == (None, 4096)
 
-    def test_an_original_folder_is_imported_once(
-        self, native: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("ADAPT_CACHE", str(tmp_path / "cache"))
-        original = tmp_path / "InternVL2-Tiny"
-        export_checkpoint(native, original, layout="original", verify=False)
-        imports = []
-
-        def counted(source: Path, out: Path, **options: Any) -> Any:
-            imports.append(source)
-            return import_checkpoint(source, out, **options)
-
-        import_checkpoint = importing.import_checkpoint
-        monkeypatch.setattr(importing, "import_checkpoint", counted)
-        first, second = open_model(str(original)), open_model(str(original))
-        assert imports == [original]
-        assert first.folder == second.folder
-        assert first.folder is not None
-        assert first.folder.is_relative_to(tmp_path / "cache" / "models")
-        expected = open_model(str(native)).load(torch.float32).state_dict()
-        loaded = first.load(torch.float32).state_dict()
-        assert all(torch.equal(loaded[name], weight) for name, weight in expected.items())
-        # Another state of the folder is another model.
-        (original / "added_tokens.json").write_text("{}")
-        assert open_model(str(original)).folder != first.folder
-
 
 class TestRefusals:
     """One clear line each."""
-
-    def test_an_unknown_name(self) -> None:
-        with pytest.raises(UsageError) as caught:
-            open_model("mini-internvl-2b")
-        assert str(caught.value) == (
-            "no model is called mini-internvl-2b: no such folder, and no such preset "
-            "(did you mean mini-internvl2-2b?)"
-        )
-
-    @pytest.mark.parametrize("name", ["runs/nothing", "./nothing", "/no/such/folder", "a/b/c"])
-    def test_a_path_that_is_not_there(
-        self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        offline(monkeypatch)
-        with pytest.raises((UsageError, EnvironmentFault), match="no "):
-            open_model(name, workspace=tmp_path)
-
-    def test_offline_all_three_places_are_named(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        offline(monkeypatch)
-        with pytest.raises(EnvironmentFault) as caught:
-            open_model("mini-internvl2-2b", workspace=tmp_path)
-        assert str(caught.value) == (
-            "model mini-internvl2-2b: no folder of that name, none at "
-            f"{tmp_path}/models/mini-internvl2-2b, and OpenGVLab/InternVL2-2B cannot be had from "
-            "the hub (no network); put the checkpoint in one of the three places, or try the step "
-            "with --set model=tiny"
-        )
-
-    def test_a_folder_without_a_config(self, tmp_path: Path) -> None:
-        with pytest.raises(
-            CheckpointError, match=r"has no config\.json, so it is not a checkpoint"
-        ):
-            open_model(str(tmp_path))
-
-    def test_an_adapter_alone(self, tmp_path: Path) -> None:
-        (tmp_path / "adapter_config.json").write_text("{}")
-        with pytest.raises(CheckpointError, match=r"a LoRA adapter, .*adapt models merge"):
-            open_model(str(tmp_path))
-
-    @pytest.mark.parametrize("kind", ["llava", None, ["internvl"]])
-    def test_a_config_of_another_model(self, tmp_path: Path, kind: object) -> None:
-        (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
-        with pytest.raises(CheckpointError) as caught:
-            open_model(str(tmp_path))
-        assert str(caught.value) == (
-            f"{tmp_path}/config.json: model_type is {kind}, expected one of internvl, "
-            "mono_internvl, internvl_chat: adapt trains InternVL models"
-        )
-
-    def test_a_config_that_is_no_object(self, tmp_path: Path) -> None:
-        (tmp_path / "config.json").write_text("[]")
-        with pytest.raises(CheckpointError, match=r"a JSON list, expected an object"):
-            open_model(str(tmp_path))
 
     def test_a_config_that_contradicts_itself(self, native: Path, tmp_path: Path) -> None:
         folder = copy_of(native, tmp_path / "x")
@@ -283,35 +194,3 @@ class TestRefusals:
         (folder / "model.safetensors").unlink()
         with pytest.raises(CheckpointError, match=r"x: weights cannot be loaded: "):
             open_model(str(folder)).load(torch.float32)
-
-    def test_a_damaged_card(self, native: Path, tmp_path: Path) -> None:
-        folder = copy_of(native, tmp_path / "x")
-        (folder / "adapt.json").write_text('{"template": 3}')
-        with pytest.raises(CheckpointError, match=r"adapt\.json: Expected `str`, got `int`"):
-            open_model(str(folder))
-        card = Card(template="Hermes-2", tile_px=448, tokens_per_tile=256, format=2)
-        write_card(folder, card)
-        with pytest.raises(CheckpointError, match=r"adapt\.json: format 2, expected 1"):
-            open_model(str(folder))
-
-
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the hub unreachable, whatever this machine has in its caches."""
-
-    def unreachable(*_: object, **__: object) -> str:
-        raise LocalEntryNotFoundError("no network")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
-
-
-def test_the_cache_is_where_the_environment_says(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.delenv("ADAPT_CACHE", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_folder() == tmp_path / "xdg" / "adapt"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / ".cache" / "adapt"
-    monkeypatch.setenv("ADAPT_CACHE", str(tmp_path / "own"))
-    assert cache_folder() == tmp_path / "own"

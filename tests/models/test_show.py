@@ -17,8 +17,8 @@ from adapt.models.show import list_models, render_records, show_model
 from adapt.records import Message, RecordLine, Source
 
 SYSTEM = (
-    "3:你是书生 4:· 5:万象 6:， 7:英文名是InternVL 8:， 9:是由上海人工智能实验室 10:、",
-    "11:清华大学及多家合作单位联合开发的多模态大语言模型 12:。",
+    "你是书生 · 万象 ， 英文名是InternVL ， 是由上海人工智能实验室 、 "
+    "清华大学及多家合作单位联合开发的多模态大语言模型 。 <|im_end|> \\n"
 )
 
 
@@ -88,10 +88,10 @@ def test_a_record_is_rendered_token_for_token(tiny: ModelHandle, tmp_path: Path)
     lines = list(render_records(tiny, path))
     assert lines[0] == "cars/train/7: 240 tokens, 208 of them of 13 tiles, 3 learned"
     texts = [re.sub(r"\b\d+:", "", line) for line in lines[1:]]
-    assert texts == [
-        "    <|im_start|> system \\n",
-        "    " + re.sub(r"\b\d+:", "", SYSTEM[0]),
-        "    " + re.sub(r"\b\d+:", "", SYSTEM[1]) + " <|im_end|> \\n",
+    assert texts[0] == "    <|im_start|> system \\n"
+    # The system text may take several lines, by the width of its ids.
+    assert " ".join(line.strip() for line in texts[1:-6]) == SYSTEM
+    assert texts[-6:] == [
         "    <|im_start|> user \\n",
         "    <img> <IMG_CONTEXT> x 208 </img> \\n",
         "    red ? <|im_end|> \\n",
@@ -140,5 +140,5 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert out.startswith("cars/train/7: 48 tokens, 16 of them of 1 tiles, 3 learned\n")
     assert run(["models", "show", "tinny"]) == 2
     assert capsys.readouterr().err == (
-        "adapt: no model is called tinny: no such folder, and no such preset (did you mean tiny?)\n"
+        "adapt: tinny: no such folder, and no preset or hub id of that name (did you mean tiny?)\n"
     )

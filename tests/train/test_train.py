@@ -1,5 +1,6 @@
 """Whole runs of `adapt train` with the tiny model on the CPU."""
 
+import json
 import os
 import resource
 import signal
@@ -184,11 +185,18 @@ def test_lora_leaves_an_adapter_and_a_merged_model(recipe: Path) -> None:
     assert step.keys() == last.keys()
     assert any(not torch.equal(step[name], last[name]) for name in step)
     assert not (folder / "checkpoints/step-2/model").exists()
+    assert sorted(path.name for path in (folder / "adapter").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
 
 
 def test_two_processes_make_the_run_of_one(recipe: Path, capfd: pytest.CaptureFixture[str]) -> None:
     # Packs of a step: 1 rank x 4 and 2 ranks x 2; 15 packs, so the last step of an epoch lacks one.
-    options = ("max_steps=6", "drop_path=0.0", "deepspeed=zero3")
+    # ZeRO-3 that shards every parameter, however small.
+    zero = {"stage": 3, "stage3_param_persistence_threshold": 0, "overlap_comm": False}
+    Path("sharded.json").write_text(json.dumps({"zero_optimization": zero}))
+    options = ("max_steps=6", "drop_path=0.0", "deepspeed=sharded.json")
     run_train(recipe, (*options, "gradient_accumulation=4", "out=one"))
     run_train(recipe, (*options, "gradient_accumulation=2", "out=two"), nproc=2)
     one, two = read_metrics(Path("one")), read_metrics(Path("two"))
@@ -197,6 +205,10 @@ def test_two_processes_make_the_run_of_one(recipe: Path, capfd: pytest.CaptureFi
         assert [row.pop(name) for row in two] == expected
     assert one == two
     assert "trained model: two/model" in capfd.readouterr().out
+    weights = [load_file(Path(run) / "model/model.safetensors") for run in ("one", "two")]
+    assert weights[0].keys() == weights[1].keys()
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, atol=1e-4, rtol=1e-3)
     state = Path("two/checkpoints/step-6/deepspeed")
     assert len(list(state.glob("*optim_states.pt"))) == 2
 
