@@ -219,7 +219,8 @@ class _QuestionReader:
         elif IMAGE_PLACEHOLDER in text or IMAGE_PLACEHOLDER in (answer or ""):
             self._skip(number, "placeholder-in-text", f"{IMAGE_PLACEHOLDER} stands in the text")
         else:
-            self.questions.append(Question(number, family, text, answer if has_answer else ""))
+            known = answer if answer is not None and has_answer else ""
+            self.questions.append(Question(number, family, text, known))
             if isinstance(item.get("tag"), list):
                 self.tags[number] = item["tag"]
 

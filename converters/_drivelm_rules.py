@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 FAMILIES = ("perception", "prediction", "planning", "behavior")
 """The four lists of questions, in the order that numbers them."""
@@ -151,9 +152,13 @@ def challenge_tags(
     take_first("prediction", 3, lambda q: all(_has(q.answer, point) for point in points))
     take_first("prediction", 0, lambda q: _has(q.answer, "yes") or _has(q.answer, "no"))
     for phrase in _PLANNING_PHRASES:
-        take_first("planning", 1, lambda q, phrase=phrase: _has(q.text, phrase))
+        take_first("planning", 1, partial(_asks, phrase))
     tags |= {question.number: [0] for question in questions if question.family == "behavior"}
     return tags
+
+
+def _asks(phrase: str, question: Question) -> bool:
+    return _has(question.text, phrase)
 
 
 def _has(text: str, part: str) -> bool:

@@ -122,7 +122,7 @@ def convert_sentencepiece(
             between special tokens.
         add_bos: Whether text begins with the begin token, if there is one.
     """
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from tokenizers import Tokenizer, models, processors
 
     names = [renamed.get(number, piece.text) for number, piece in enumerate(model.pieces)]
     vocabulary = {name: number for number, name in enumerate(names)}
@@ -136,6 +136,20 @@ def convert_sentencepiece(
             byte_fallback=model.byte_fallback,
         )
     )
+    _set_spaces(tokenizer, model, prefix_once=prefix_once)
+    _add_control_pieces(tokenizer, model, renamed)
+    begin = tokenizer.token_to_id("<s>")
+    if add_bos and begin is not None:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", pair="<s> $A <s>:1 $B:1", special_tokens=[("<s>", begin)]
+        )
+    return tokenizer
+
+
+def _set_spaces(tokenizer: Tokenizer, model: SentencePieceModel, *, prefix_once: bool) -> None:
+    """Write spaces as sentencepiece does on the way in, and take them back on the way out."""
+    from tokenizers import decoders, normalizers, pre_tokenizers
+
     steps: list[normalizers.Normalizer] = []
     if model.character_map:
         steps.append(normalizers.Precompiled(model.character_map))
@@ -153,13 +167,6 @@ def convert_sentencepiece(
     if model.dummy_prefix:
         back.append(decoders.Strip(content=" ", left=1))
     tokenizer.decoder = decoders.Sequence(back)
-    _add_control_pieces(tokenizer, model, renamed)
-    begin = tokenizer.token_to_id("<s>")
-    if add_bos and begin is not None:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="<s> $A", pair="<s> $A <s>:1 $B:1", special_tokens=[("<s>", begin)]
-        )
-    return tokenizer
 
 
 def _add_control_pieces(
