@@ -70,7 +70,9 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 
 def start(recipe: Path, *options: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "adapt", "train", str(recipe), *options]
-    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    # As many threads as in this process: their number decides the last bits of a sum.
+    threads = str(torch.get_num_threads())
+    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": threads})
 
 
 def wait_for_step(process: subprocess.Popen[bytes], folder: Path, step: int) -> None:

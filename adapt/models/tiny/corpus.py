@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from adapt.converters.drivelm import PROMPT
 from adapt.models.chat import load_template
 
 CAMERAS = (
@@ -124,7 +125,7 @@ ROUNDS = 60
 def sentences() -> Iterator[str]:
     """Yield the corpus, always the same."""
     yield from [load_template("internvl2_5").system, "system\n"] * SYSTEM_SHARE
-    yield from ["user\n", "assistant\n", "\n"] * SYSTEM_SHARE
+    yield from ["user\n", "assistant\n", "\n", PROMPT] * SYSTEM_SHARE
     fillings = {
         "TAG": [f"<c{n % 9 + 1},{CAMERAS[n % 6]},[{n * 37}, {n * 53}]>" for n in range(12)],
         "CAMERA": CAMERAS,
