@@ -25,6 +25,7 @@ app = typer.Typer(
     help="From raw domain files to a fine-tuned pocket vision-language model.",
     no_args_is_help=True,
     add_completion=False,
+    context_settings={"max_content_width": 100},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -80,16 +81,19 @@ def mix(
         float | None, typer.Option(help="Take this share of the general side instead.")
     ] = None,
     domain: Annotated[
-        list[Path] | None, typer.Option(help="Domain datasets (default: data/domain/*).")
+        list[Path] | None,
+        typer.Option(metavar="PATH", help="Domain datasets (default: data/domain/*)."),
     ] = None,
     general: Annotated[
-        list[Path] | None, typer.Option(help="General datasets (default: data/general/*).")
+        list[Path] | None,
+        typer.Option(metavar="PATH", help="General datasets (default: data/general/*)."),
     ] = None,
     take: Annotated[
-        list[str] | None, typer.Option(help="NAME=N: sample N rows without replacement.")
+        list[str] | None, typer.Option(metavar="NAME=N", help="Sample N rows without replacement.")
     ] = None,
     repeat: Annotated[
-        list[str] | None, typer.Option(help="NAME=K: repeat a source, a fraction by sampling.")
+        list[str] | None,
+        typer.Option(metavar="NAME=K", help="Repeat a source; a fraction by sampling."),
     ] = None,
     allow_repeat: Annotated[
         bool, typer.Option("--allow-repeat", help="Repeat general rows when too few.")
@@ -124,7 +128,10 @@ def mix(
 def plan(
     recipe: Annotated[Path, typer.Argument(help="Recipe file, or a shipped recipe's name.")],
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value: override a recipe field.")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Override a recipe field; may be repeated."
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of plan.parquet (default: plan in the run's).")
@@ -148,7 +155,10 @@ def plan(
 def train(
     recipe: Annotated[Path, typer.Argument(help="Recipe file, or a shipped recipe's name.")],
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value: override a recipe field.")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Override a recipe field; may be repeated."
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")
@@ -227,7 +237,8 @@ def eval_drivelm(
     """The DriveLM challenge score: judge, language, match, accuracy.
 
     The judge's key, where it wants one, is taken from the environment: ADAPT_JUDGE_KEY.
-    Example: adapt eval drivelm --predictions answers.jsonl --truth data/domain/drivelm/val.jsonl
+
+    Example: adapt eval drivelm --predictions answers.jsonl --truth test_eval.json
     """
     _require("eval", "pycocoevalcap", "eval")
     from adapt.eval.drivelm import EvalOptions, run_eval
@@ -285,7 +296,7 @@ def demo(
 ) -> None:
     """The whole loop offline on two cores: convert, check, mix, plan, train, predict, eval.
 
-    Example: adapt demo --out /tmp/demo
+    Example: adapt demo --out demo
     """
     _require("demo", "deepspeed", "train")
     from adapt.demo import run_demo

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 import orjson
@@ -121,21 +121,31 @@ def _raw_folder(converter: Converter, raw: Path | None) -> Path:
 def _locked(out: Path) -> Iterator[None]:
     """Hold the output folder against a second conversion at the same time."""
     state = out / STATE
+    made = not out.exists()
     try:
         state.mkdir(parents=True, exist_ok=True)
         file = (state / "lock").open("wb")
     except OSError as error:
         raise disk_fault(error, state) from error
     with file:
+        if not _takes_lock(file, state / "lock"):
+            raise UsageError(f"{out}: another adapt convert is writing here; wait for it")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UsageError(
-                f"{out}: another adapt convert is writing here; wait for it"
-            ) from error
-        yield
-        if {path.name for path in state.iterdir()} == {"lock"}:
-            shutil.rmtree(state)
+            yield
+        finally:
+            if {path.name for path in state.iterdir()} == {"lock"}:
+                shutil.rmtree(state)
+            if made and not any(out.iterdir()):
+                out.rmdir()
+
+
+def _takes_lock(file: BinaryIO, path: Path) -> bool:
+    """Lock an open file; return False when another process has it, or has just removed it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except (BlockingIOError, FileNotFoundError):
+        return False
 
 
 class _Split:

@@ -331,6 +331,19 @@ def test_two_conversions_do_not_write_one_folder(raw: Path, tmp_path: Path) -> N
     assert first.wait() == 0
 
 
+def test_a_broken_raw_file_leaves_nothing_behind(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (raw / "train.json").write_text('[{"name": "s0", ')
+    arguments = ["convert", "shapes", str(raw), "--split", "train", "--out"]
+    assert run([*arguments, str(tmp_path / "new")]) == 2
+    assert f"{raw / 'train.json'}:1:" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "there").mkdir()
+    assert run([*arguments, str(tmp_path / "there")]) == 2
+    assert list((tmp_path / "there").iterdir()) == []
+
+
 def test_a_full_disk_is_one_line_and_nothing_half_written(raw: Path, tmp_path: Path) -> None:
     """A limit on the size of a file gives the write error that a full disk or quota gives."""
     rows = [{"name": f"s{i}", "colour": "red" * 1} for i in range(2)]

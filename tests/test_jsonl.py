@@ -182,6 +182,7 @@ def test_lines_are_numbered_with_the_blank_ones(tmp_path: Path) -> None:
         (b"[]", r"train.jsonl:3: not a record: Expected `object`, got `array`"),
         (b'{"id": ', r"train.jsonl:3: not a record: Input data was truncated"),
         (b'{"id": 1}', r"train.jsonl:3: not a record: Expected `str`, got `int` - at `\$.id`"),
+        (b'{"id": "\xff"}', r"train.jsonl:3: not a record: 'utf-8' codec can't decode byte 0xff"),
     ],
 )
 def test_a_line_that_is_no_record_is_named(tmp_path: Path, line: bytes, message: str) -> None:

@@ -5,7 +5,6 @@ picture that cannot be made, `"twice"` two records of one unit.
 """
 
 import io
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Annotated, Any, Literal
 from PIL import Image
 
 from adapt.images import ImageError
+from adapt.jsonl import read_json
 from adapt.records import NotInSplit, Part, Record, Result, Skip, Turn
 
 SPLITS = ("train", "val")
@@ -54,7 +54,7 @@ def sources(raw: Path, split: str, **_: object) -> list[Path]:
 
 
 def parts(raw: Path, split: str, **_: object) -> list[Part]:
-    rows = json.loads((raw / f"{split}.json").read_text())
+    rows = read_json(raw / f"{split}.json")
     return [Part(f"shape {i}", 1, (i, row)) for i, row in enumerate(rows)]
 
 
