@@ -26,7 +26,7 @@ _SPEAKERS = ("human", "gpt")
 _DECODE = msgspec.json.Decoder(RecordLine).decode
 _DECODE_BOXES = msgspec.json.Decoder(list[tuple[int, int, int, int]]).decode
 _MARKUP = re.compile(r"<(/?)(box|ref)>|<c\d+\s*,\s*[A-Za-z]\w*\s*,[^<>]*>|<IMG_CONTEXT>")
-_GOOD_POINT = re.compile(r"<c\d+,[A-Za-z]\w*,\[(\d+), ?(\d+)\]>")
+_GOOD_POINT = re.compile(r"<c[0-9]+,[A-Za-z]\w*,\[([0-9]{1,4}), ?([0-9]{1,4})\]>")
 # Quotes of the keys and strings that a record always has, and those of each turn.
 _QUOTES, _QUOTES_A_TURN = 34, 8
 _BOXES_EXPECTED = f"[[x1, y1, x2, y2], ...] of whole numbers 0 to {BIN}, x1 <= x2, y1 <= y2"
@@ -179,7 +179,7 @@ def _single_tag_problems(place: str, tag: str) -> list[Problem]:
     point = _GOOD_POINT.fullmatch(tag)
     if point is not None and int(point[1]) <= BIN and int(point[2]) <= BIN:
         return []
-    return [Problem(place, tag, f"<c1,CAMERA,[x, y]> with whole numbers 0 to {BIN}")]
+    return [Problem(place, show(tag)[1:-1], f"<c1,CAMERA,[x, y]> with whole numbers 0 to {BIN}")]
 
 
 def _unclosed(place: str, tag: re.Match[str]) -> Problem:
@@ -299,5 +299,6 @@ def _repeated_keys(line: bytes) -> list[Problem]:
         repeated.extend(sorted({key for key in keys if keys.count(key) > 1}))
         return dict(pairs)
 
-    json.loads(line, object_pairs_hook=collect)
+    # Numbers stay texts: one of thousands of digits would be refused.
+    json.loads(line, object_pairs_hook=collect, parse_int=str, parse_float=str)
     return [Problem("$", f"key {show(key)} more than once", "each key once") for key in repeated]

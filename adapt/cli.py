@@ -29,9 +29,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-recipes_app = typer.Typer(help="Shipped recipes.", no_args_is_help=True, rich_markup_mode=None)
+recipes_app = typer.Typer(
+    help="Shipped recipes. Example: adapt recipes show medical",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 eval_app = typer.Typer(
-    help="Scores against the original annotation.", no_args_is_help=True, rich_markup_mode=None
+    help="Scores against the original annotation. Example: adapt eval drivelm --help",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 app.add_typer(convert_app, name="convert")
 app.add_typer(models_app, name="models")
@@ -78,7 +84,7 @@ def mix(
         str | None, typer.Option(help="general:domain, the paper's order, such as 1:4.")
     ] = None,
     fraction_of_general: Annotated[
-        float | None, typer.Option(help="Take this share of the general side instead.")
+        float | None, typer.Option(help="Share of all general rows to take, in place of --ratio.")
     ] = None,
     domain: Annotated[
         list[Path] | None,
@@ -89,11 +95,11 @@ def mix(
         typer.Option(metavar="PATH", help="General datasets (default: data/general/*)."),
     ] = None,
     take: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=N", help="Sample N rows without replacement.")
+        list[str] | None, typer.Option(metavar="NAME=N", help="Sample N rows of a dataset.")
     ] = None,
     repeat: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=K", help="Repeat a source; a fraction by sampling."),
+        typer.Option(metavar="NAME=K", help="Repeat a dataset; a fraction by sampling."),
     ] = None,
     allow_repeat: Annotated[
         bool, typer.Option("--allow-repeat", help="Repeat general rows when too few.")
@@ -179,7 +185,7 @@ def train(
 
 @app.command()
 def predict(
-    records: Annotated[Path, typer.Argument(help="Records file to answer.")],
+    records: Annotated[Path, typer.Argument(help="Records file, or dataset folder with one.")],
     model: Annotated[str, typer.Option(help="Checkpoint folder, run folder or preset.")],
     out: Annotated[Path, typer.Option(help="Predictions file (JSONL).")],
     batch_size: Annotated[int, typer.Option(help="Records a batch.")] = 8,
@@ -188,7 +194,9 @@ def predict(
         int | None, typer.Option(help="Most tiles a record (default: as trained, else 12).")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Answer the first N records only.")] = None,
-    device: Annotated[str | None, typer.Option(help="cuda, cuda:1 or cpu.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cuda, cuda:1 or cpu (default: a GPU if there is one).")
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Discard answers already there.")
     ] = False,
@@ -221,7 +229,8 @@ def eval_drivelm(
     truth: Annotated[Path, typer.Option(help="Truth: official JSON, or our records.")],
     judge_scores: Annotated[Path | None, typer.Option(help="Recorded judge scores (JSON).")] = None,
     judge_url: Annotated[
-        str | None, typer.Option(help="OpenAI-compatible endpoint of the judge.")
+        str | None,
+        typer.Option(help="OpenAI-compatible endpoint, such as http://localhost:8000/v1."),
     ] = None,
     judge_model: Annotated[str, typer.Option(help="Model name sent to the judge.")] = "judge",
     judge_cache: Annotated[
@@ -261,7 +270,10 @@ def eval_drivelm(
 
 @recipes_app.command("list")
 def recipes_list() -> None:
-    """Every shipped recipe with its domain and one line of what it is."""
+    """Every shipped recipe with its domain and one line of what it is.
+
+    Example: adapt recipes list
+    """
     from adapt.recipe_view import print_recipes
 
     print_recipes()
@@ -269,7 +281,10 @@ def recipes_list() -> None:
 
 @recipes_app.command("show")
 def recipes_show(name: Annotated[str, typer.Argument(help="Recipe name or file.")]) -> None:
-    """A recipe with every default filled in."""
+    """A recipe with every default filled in.
+
+    Example: adapt recipes show medical
+    """
     from adapt.recipe_view import print_recipe
 
     print_recipe(name)
@@ -306,7 +321,10 @@ def demo(
 
 @app.command()
 def doctor() -> None:
-    """The environment, and what is missing for what."""
+    """The environment, and what is missing for what.
+
+    Example: adapt doctor
+    """
     from adapt.doctor import run_doctor
 
     run_doctor()
@@ -324,8 +342,19 @@ def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
     raise Terminated
 
 
+def _deliver_again(lost: sys.UnraisableHookArgs) -> None:
+    """Repeat a signal that came while a `__del__` ran, which swallows what is raised in it."""
+    handlers = {Terminated: _terminate, KeyboardInterrupt: signal.default_int_handler}
+    if lost.exc_type in handlers:
+        signal.signal(signal.SIGALRM, handlers[lost.exc_type])
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+    else:
+        sys.__unraisablehook__(lost)
+
+
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and leave with its exit status; see the module docstring."""
+    sys.unraisablehook = _deliver_again
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
@@ -340,7 +369,7 @@ def run(arguments: list[str]) -> int:
     except AdaptError as error:
         return _fail(str(error), error.exit_status)
     except typer.TyperException as error:
-        return _fail(error.format_message(), error.exit_code)
+        return _fail(_usage(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         return _fail(INTERRUPTED, 130)
     except Terminated:
@@ -357,6 +386,15 @@ def run(arguments: list[str]) -> int:
         return INTERNAL_ERROR
 
 
+def _usage(error: typer.TyperException) -> str:
+    """Return what is wrong with a command line, and where its help is."""
+    message, context = error.format_message(), getattr(error, "ctx", None)
+    if context is None or message.startswith("Usage:"):
+        return message
+    return f"{message.rstrip('.')} (see {context.command_path} --help)"
+
+
 def _fail(message: str, status: int) -> int:
-    print(f"adapt: {message}", file=sys.stderr)
+    # Without arguments a command answers with its help, which is no message.
+    print(message if message.startswith("Usage:") else f"adapt: {message}", file=sys.stderr)
     return status

@@ -11,7 +11,7 @@ import typer
 from adapt.errors import MissingExtra
 
 models_app = typer.Typer(
-    help="Checkpoints: list, show, import, export, create, merge, verify.",
+    help="Checkpoints: presets, both layouts, adapters. Example: adapt models list",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -19,7 +19,7 @@ models_app = typer.Typer(
 
 @models_app.callback()
 def models() -> None:
-    """Checkpoints: presets, original and native layouts, adapters."""
+    """Checkpoints: presets, original and native layouts, adapters. Example: adapt models list"""
 
 
 @models_app.command("list")

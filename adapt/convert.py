@@ -9,19 +9,16 @@ interruptions. The part files are joined in order, then dataset.json is written 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgspec
-import orjson
 
 from adapt.convert_part import (
     Job,
@@ -30,22 +27,28 @@ from adapt.convert_part import (
     SkipEntry,
     Task,
     do_task,
-    first_units,
+    group_results,
     has_pictures,
     part_file,
     read_outcome,
 )
+from adapt.convert_state import STATE, differences, locked, read_skips, read_unfinished
 from adapt.converter import Converter
 from adapt.dataset import FORMAT, MANIFEST, SKIPPED, read_manifest
-from adapt.errors import SourceError, TooManySkips, UsageError, nearest
-from adapt.jsonl import atomic_file, disk_fault, read_lines, sha256_file, write_json, write_lines
+from adapt.errors import RecordError, SourceError, TooManySkips, UsageError, nearest
+from adapt.jsonl import (
+    atomic_file,
+    path_text,
+    read_lines,
+    sha256_file,
+    sha256_listing,
+    write_json,
+    write_lines,
+)
 from adapt.ledger import Ledger
+from adapt.problems import schema_problems
 from adapt.progress import progress
-from adapt.records import Record, Result, UnitsRead
 from adapt.workers import cpu_count, map_unordered
-
-STATE = ".adapt"
-RESULTS_A_TASK = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,7 @@ class _Id(msgspec.Struct):
 
 
 _ID = msgspec.json.Decoder(_Id)
+_LARGEST_NUMBER = 2**63 - 1
 
 
 def run_conversion(asked: ConvertOptions) -> None:
@@ -101,8 +105,11 @@ def run_conversion(asked: ConvertOptions) -> None:
             raise UsageError(
                 f"{converter.name} has no split {split}{nearest(split, converter.module.SPLITS)}"
             )
+    for name, value in {"limit": asked.limit, **options}.items():
+        if isinstance(value, int) and abs(value) > _LARGEST_NUMBER:
+            raise UsageError(f"--{name} is {value}, expected at most {_LARGEST_NUMBER}")
     splits = list(asked.splits) or converter.splits(raw, options)
-    with _locked(out):
+    with locked(out):
         for split in splits:
             _Split(asked, raw, out, split, options).run()
 
@@ -113,39 +120,9 @@ def _raw_folder(converter: Converter, raw: Path | None) -> Path:
         return folder
     found = "is a file" if folder.exists() else "no such folder"
     raise SourceError(
-        f"{folder}: {found}; {converter.expected()}; adapt convert {converter.name} RAW"
+        f"{folder}: {found}; {converter.expected()}; put them there, or "
+        f"name their folder: adapt convert {converter.name} RAW"
     )
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Hold the output folder against a second conversion at the same time."""
-    state = out / STATE
-    made = not out.exists()
-    try:
-        state.mkdir(parents=True, exist_ok=True)
-        file = (state / "lock").open("wb")
-    except OSError as error:
-        raise disk_fault(error, state) from error
-    with file:
-        if not _takes_lock(file, state / "lock"):
-            raise UsageError(f"{out}: another adapt convert is writing here; wait for it")
-        try:
-            yield
-        finally:
-            if {path.name for path in state.iterdir()} == {"lock"}:
-                shutil.rmtree(state)
-            if made and not any(out.iterdir()):
-                out.rmdir()
-
-
-def _takes_lock(file: BinaryIO, path: Path) -> bool:
-    """Lock an open file; return False when another process has it, or has just removed it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except (BlockingIOError, FileNotFoundError):
-        return False
 
 
 class _Split:
@@ -163,7 +140,7 @@ class _Split:
     def run(self) -> None:
         """Do the split, or what is left of it."""
         made_by = self._made_by()
-        manifest = read_manifest(self._out)
+        manifest = self._manifest()
         if manifest is not None and not self._asked.overwrite:
             if (name := manifest["converter"]["name"]) != self._converter.name:
                 raise UsageError(
@@ -175,6 +152,7 @@ class _Split:
                 self._say(f"nothing to do: {records} records of the same input and options")
                 self._drop_state()
                 return
+        self._refuse_strangers(manifest)
         # Read the parts first: a raw file that stops the run here leaves no state behind.
         total, tasks = self._tasks()
         keep_pictures = self._start(made_by, manifest)
@@ -184,20 +162,54 @@ class _Split:
         for line in ledger.lines():
             self._say(line)
 
+    def _manifest(self) -> dict[str, Any] | None:
+        """Return dataset.json, which must be as the schema asks for before it is relied on."""
+        manifest = read_manifest(self._out)
+        for problem in [] if manifest is None else schema_problems(manifest, "dataset"):
+            raise RecordError(
+                f"{self._out / MANIFEST}: {problem}; remove it and convert the dataset again "
+                f"with --overwrite"
+            )
+        return manifest
+
+    def _refuse_strangers(self, manifest: dict[str, Any] | None) -> None:
+        """Refuse to replace a raw file, or records that no conversion here has made."""
+        target = self._out / f"{self._split}.jsonl"
+        sources = self._converter.sources(self._raw, self._split, self._options)
+        for path in (target, self._out / SKIPPED, self._out / MANIFEST):
+            if any(path.resolve() == source.resolve() for source in sources):
+                raise UsageError(
+                    f"{path}: is one of the raw files, and would be replaced; give another --out"
+                )
+        known = manifest is not None and self._split in manifest["splits"]
+        strange = target.exists() and not known and not self._job_file.exists()
+        if strange and not self._asked.overwrite:
+            raise UsageError(
+                f"{target}: is there already, and {MANIFEST} does not say where it is from; "
+                f"--overwrite replaces it, another --out leaves it"
+            )
+
     def _say(self, text: str) -> None:
         print(f"{self._converter.name} {self._split}: {text}")
 
     def _made_by(self) -> dict[str, Any]:
         """Return what determines the records: converter, options, inputs, limit."""
         sources = self._converter.sources(self._raw, self._split, self._options)
+        inputs = {
+            path_text(os.path.relpath(path, self._raw)): sha256_file(path) for path in sources
+        }
+        if not self._converter.names_sources:
+            inputs["*"] = sha256_listing(self._raw, without=self._out)
         return {
             "converter": {"name": self._converter.name, "version": self._converter.version},
             "options": {
-                name: os.path.relpath(value, self._out) if isinstance(value, Path) else value
+                name: path_text(os.path.relpath(value, self._out))
+                if isinstance(value, Path)
+                else value
                 for name, value in self._options.items()
             },
             "limit": self._asked.limit,
-            "inputs": {os.path.relpath(path, self._raw): sha256_file(path) for path in sources},
+            "inputs": inputs,
         }
 
     def _is_done(self, entry: dict[str, Any], made_by: dict[str, Any]) -> bool:
@@ -231,13 +243,14 @@ class _Split:
 
     def _start(self, made_by: dict[str, Any], manifest: dict[str, Any] | None) -> bool:
         """Open the resume state; return whether the pictures that are there can stay."""
-        if self._job_file.exists():
-            before = orjson.loads(self._job_file.read_bytes())
-            changes = differences(before["made_by"], made_by)
+        before = read_unfinished(self._job_file)
+        if before is not None:
+            changes = differences(before.made_by, made_by)
             if not changes:
                 self._sweep()
-                return bool(before["keep_pictures"])
-            if not self._asked.overwrite:
+                return before.keep_pictures
+            # A picture that came or went is how lost units are mended: begin anew, unasked.
+            if changes != ["other input (*)"] and not self._asked.overwrite:
                 raise UsageError(
                     f"{self._out}: an unfinished conversion of {self._split} was started with "
                     f"{'; '.join(changes)}; --overwrite discards it"
@@ -333,14 +346,16 @@ class _Split:
                 f"converter {self._converter.name}: units do not add up in {self._split}: "
                 f"{ledger.lines()[0]}; this is a bug of the converter"
             )
-        if ledger.skipped > self._asked.max_skips:
+        none_left = ledger.skipped > 0 and not ledger.records
+        if ledger.skipped > self._asked.max_skips or none_left:
             self._write_skipped(outcomes)
             reasons = ledger.lines()[1].strip()
+            allow = f", or allow them with --max-skips {ledger.skipped}"
             raise TooManySkips(
                 f"{self._converter.name} {self._split}: {ledger.skipped} of {ledger.units_in} "
                 f"units lost, allowed {self._asked.max_skips} ({reasons}); see "
-                f"{self._out / SKIPPED}; mend them, or allow them with "
-                f"--max-skips {ledger.skipped}"
+                f"{self._out / SKIPPED}; mend them"
+                + ("; no record is left to write" if none_left else allow)
             )
         if not ledger.units_in:
             raise SourceError(
@@ -353,8 +368,7 @@ class _Split:
         order = {split: index for index, split in enumerate(self._converter.module.SPLITS)}
         entries: list[SkipEntry] = []
         if path.exists() and path.stat().st_size:
-            kept = (msgspec.json.decode(line, type=SkipEntry) for _, line in read_lines(path))
-            entries = [entry for entry in kept if entry.split != self._split]
+            entries = [entry for entry in read_skips(path) if entry.split != self._split]
         for file, name in outcomes:
             entries.extend(_outcome(file, name).skips)
         entries.sort(key=lambda entry: order.get(entry.split, len(order)))
@@ -424,7 +438,7 @@ class _Split:
         root = "."
         if images == "raw":
             folder = converter.image_root(self._raw, self._options)
-            root = Path(os.path.relpath(folder, self._out)).as_posix()
+            root = path_text(os.path.relpath(folder, self._out))
         write_json(
             self._out / MANIFEST,
             {
@@ -461,48 +475,3 @@ def _outcome(path: Path, name: str) -> Outcome:
     if outcome is None:
         raise SourceError(f"{path}: was changed while converting; run the same command again")
     return outcome
-
-
-def group_results(results: Iterator[Result], limit: int | None) -> Iterator[Task]:
-    """Group the results of a converter without parts into tasks of whole raw units.
-
-    A converter that yields `UnitsRead` has counted its units itself; else, or with a limit, they
-    are counted from the results.
-    """
-    index, batch, last = 0, list[Result](), ""
-    counted = False
-    for result in first_units(results, limit):
-        counted = counted or (isinstance(result, UnitsRead) and limit is None)
-        unit = result.source_row() if isinstance(result, Record) else ""
-        if len(batch) >= RESULTS_A_TASK and (not unit or unit != last):
-            yield Task(index, f"results {index}", results=tuple(batch), counted=counted)
-            index, batch = index + 1, []
-        batch.append(result)
-        last = unit
-    if batch:
-        yield Task(index, f"results {index}", results=tuple(batch), counted=counted)
-
-
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return in words what differs between two `made_by` descriptions.
-
-    >>> differences({"options": {"seed": 1}, "limit": None}, {"options": {"seed": 2}, "limit": 3})
-    ['option seed 1, now 2', 'limit None, now 3']
-    """
-    found = []
-    for key in before.keys() | now.keys():
-        old, new = before.get(key), now.get(key)
-        if old == new:
-            continue
-        if isinstance(old, dict) and isinstance(new, dict):
-            names = sorted(
-                name for name in old.keys() | new.keys() if old.get(name) != new.get(name)
-            )
-            if key == "inputs":
-                found.append(f"another content of {', '.join(names)}")
-            else:
-                label = key.removesuffix("s")
-                found += [f"{label} {name} {old.get(name)}, now {new.get(name)}" for name in names]
-        else:
-            found.append(f"{key} {old}, now {new}")
-    return sorted(found, key=lambda text: not text.startswith("option"))

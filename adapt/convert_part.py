@@ -18,7 +18,7 @@ from __future__ import annotations
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from typing import Any
 import msgspec
 import orjson
 
+from adapt.check_record import check_line
 from adapt.converter import Converter, load_converter
 from adapt.images import ImageError, verify_image
 from adapt.jsonl import write_bytes
@@ -44,6 +45,7 @@ from adapt.records import (
 )
 
 CACHED_SIZES = 4096
+RESULTS_A_TASK = 256
 _ENCODER = msgspec.json.Encoder()
 
 
@@ -114,6 +116,18 @@ class Outcome:
     body: bytes = b""
 
 
+class _Head(msgspec.Struct):
+    """The first line of a part file."""
+
+    name: str
+    ledger: dict[str, Any]
+    skips: list[SkipEntry]
+    images: str
+    pictures: list[tuple[str, int]]
+    bytes: int
+    crc32: int
+
+
 def part_file(state: Path, index: int) -> Path:
     """Return the file of the part at `index`."""
     return state / f"{index:06d}.part"
@@ -137,17 +151,17 @@ def read_outcome(path: Path, name: str) -> Outcome | None:
     """Read a part file back; None when it is absent, damaged or of another part."""
     try:
         line, _, body = path.read_bytes().partition(b"\n")
-        head: dict[str, Any] = orjson.loads(line)
-    except (FileNotFoundError, orjson.JSONDecodeError):
+        head = msgspec.json.decode(line, type=_Head)
+    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError):
         return None
-    if (head["name"], head["bytes"], head["crc32"]) != (name, len(body), zlib.crc32(body)):
+    if (head.name, head.bytes, head.crc32) != (name, len(body), zlib.crc32(body)):
         return None
     return Outcome(
         name=name,
-        ledger=Ledger.from_dict(head["ledger"]),
-        skips=[SkipEntry(**skip) for skip in head["skips"]],
-        images=head["images"],
-        pictures=[(file, crc) for file, crc in head["pictures"]],
+        ledger=Ledger.from_dict(head.ledger),
+        skips=head.skips,
+        images=head.images,
+        pictures=head.pictures,
         body=body,
     )
 
@@ -206,7 +220,7 @@ def convert_results(job: Job, converter: Converter, task: Task, sizes: SizeCache
         found = converter.convert_part(job.raw, job.split, task.part, job.options)
         for result in first_units(found, task.limit):
             collector.take(result)
-        return collector.finish(task.name, task.part.units if task.limit is None else task.limit)
+        return collector.finish(task.name, task.part.units if task.limit is None else None)
     for result in task.results:
         collector.take(result)
     read = sum(result.units for result in task.results if isinstance(result, UnitsRead))
@@ -214,7 +228,7 @@ def convert_results(job: Job, converter: Converter, task: Task, sizes: SizeCache
 
 
 def first_units(results: Iterable[Result], limit: int | None) -> Iterator[Result]:
-    """Yield the results of the first `limit` raw units."""
+    """Yield the results of the first `limit` raw units; of many lost at once, those within it."""
     if limit is None:
         yield from results
         return
@@ -225,9 +239,33 @@ def first_units(results: Iterable[Result], limit: int | None) -> Iterator[Result
             names.update(result.used_units())
         elif isinstance(result, Skip | NotInSplit):
             anonymous += result.units
-        if len(names) + anonymous > limit:
-            return
-        yield result
+        beyond = len(names) + anonymous - limit
+        if beyond <= 0:
+            yield result
+            continue
+        if isinstance(result, Skip | NotInSplit) and beyond < result.units:
+            yield replace(result, units=result.units - beyond)
+        return
+
+
+def group_results(results: Iterator[Result], limit: int | None) -> Iterator[Task]:
+    """Group the results of a converter without parts into tasks of whole raw units.
+
+    A converter that yields `UnitsRead` has counted its units itself; else, or with a limit, they
+    are counted from the results.
+    """
+    index, batch, last = 0, list[Result](), ""
+    counted = False
+    for result in first_units(results, limit):
+        counted = counted or (isinstance(result, UnitsRead) and limit is None)
+        unit = result.source_row() if isinstance(result, Record) else ""
+        if len(batch) >= RESULTS_A_TASK and (not unit or unit != last):
+            yield Task(index, f"results {index}", results=tuple(batch), counted=counted)
+            index, batch = index + 1, []
+        batch.append(result)
+        last = unit
+    if batch:
+        yield Task(index, f"results {index}", results=tuple(batch), counted=counted)
 
 
 class _Collector:
@@ -239,7 +277,7 @@ class _Collector:
         self._skips: list[SkipEntry] = []
         self._lines: list[bytes] = []
         self._used: set[str] = set()
-        self._failed: list[tuple[Record, ImageError]] = []
+        self._failed: list[tuple[Record, str, str]] = []
 
     def take(self, result: Result) -> None:
         """Count a result, and complete it when it is a record."""
@@ -256,15 +294,14 @@ class _Collector:
     def finish(self, name: str, units_in: int | None) -> Outcome:
         """Return the outcome, once every result has been taken; None: units are the results."""
         lost: set[str] = set()
-        for record, error in self._failed:
+        for record, reason, detail in self._failed:
             units = [unit for unit in record.used_units() if unit not in self._used]
             fresh = [unit for unit in units if unit not in lost]
             lost.update(fresh)
             if not units:
                 # Its units stand in another record: no unit is lost, a record is.
-                self._ledger.drop_reasons[error.reason] += 1
-            skip = Skip(record.id, error.reason, error.detail, len(fresh))
-            self._skip(skip)
+                self._ledger.drop_reasons[reason] += 1
+            self._skip(Skip(record.id, reason, detail, len(fresh)))
         self._ledger.used = len(self._used)
         ledger = self._ledger
         counted_here = ledger.used + ledger.skipped + ledger.not_in_split
@@ -283,10 +320,16 @@ class _Collector:
         try:
             sizes = [self._pictures.size(image) for image in record.image]
         except ImageError as error:
-            self._failed.append((record, error))
+            self._failed.append((record, error.reason, error.detail))
             return
-        line = complete(record, sizes, dataset=self._job.converter, split=self._job.split)
-        self._lines.append(_ENCODER.encode(line) + b"\n")
+        completed = complete(record, sizes, dataset=self._job.converter, split=self._job.split)
+        line = _ENCODER.encode(completed)
+        if problems := check_line(line).problems:
+            # Such as a text with half a box in it: what is written passes `adapt check`.
+            detail = "; ".join(map(str, problems))
+            self._failed.append((record, "breaks-contract", detail))
+            return
+        self._lines.append(line + b"\n")
         self._used.update(record.used_units())
         self._ledger.drop_reasons.update(dropped.reason for dropped in record.dropped)
         self._ledger.notes.update(record.notes)

@@ -62,10 +62,12 @@ class Converter:
     Args:
         name: Its name on the command line.
         module: The module that holds it.
+        release: Version of the distribution that brings it.
     """
 
     name: str
     module: ModuleType
+    release: str = __version__
 
     def __post_init__(self) -> None:
         """Check the declarations that every converter must have."""
@@ -101,8 +103,8 @@ class Converter:
 
     @cached_property
     def version(self) -> str:
-        """Version of the package that the converter comes from."""
-        return str(getattr(self.module, "__version__", __version__))
+        """The module's own version where it declares one, else that of its distribution."""
+        return str(getattr(self.module, "__version__", self.release))
 
     @cached_property
     def options(self) -> tuple[Option, ...]:
@@ -126,10 +128,8 @@ class Converter:
         """
         if hasattr(self.module, "splits"):
             present = list(self.module.splits(raw, **options))
-        elif hasattr(self.module, "sources"):
-            present = [
-                split for split in self.module.SPLITS if self._has_sources(raw, split, options)
-            ]
+        elif self.names_sources:
+            present = self._splits_with_sources(raw, options)
         else:
             present = list(self.module.SPLITS)
         if not present:
@@ -142,9 +142,14 @@ class Converter:
         source = self.declared("SOURCE")
         return f"expected {files}" + (f", from {source}" if source else "")
 
+    @property
+    def names_sources(self) -> bool:
+        """Whether the module says which files decide what its records are."""
+        return hasattr(self.module, "sources")
+
     def sources(self, raw: Path, split: str, options: Mapping[str, object]) -> list[Path]:
         """Return the annotation files of a split; when not declared, every file of their kinds."""
-        if hasattr(self.module, "sources"):
+        if self.names_sources:
             return list(self.module.sources(raw, split, **options))
         return sorted(path for path in raw.rglob("*") if path.suffix.lower() in ANNOTATIONS)
 
@@ -170,19 +175,55 @@ class Converter:
             return Path(self.module.image_root(raw, **options))
         return raw
 
-    def _has_sources(self, raw: Path, split: str, options: Mapping[str, object]) -> bool:
-        try:
-            return all(path.exists() for path in self.sources(raw, split, options))
-        except SourceError:
-            return False
+    def _splits_with_sources(self, raw: Path, options: Mapping[str, object]) -> list[str]:
+        """Return the splits whose sources are there.
+
+        Raises:
+            SourceError: None is; why not, of the first.
+        """
+        present = []
+        problems = []
+        for split in self.module.SPLITS:
+            try:
+                if all(path.exists() for path in self.sources(raw, split, options)):
+                    present.append(split)
+            except SourceError as error:
+                problems.append(error)
+        if problems and not present:
+            raise problems[0]
+        return present
 
 
 def converter_modules() -> dict[str, str]:
     """Return every converter's name and module path, bundled ones first."""
+    return {name: module for name, (module, _) in _registered().items()}
+
+
+def load_converter(name: str) -> Converter:
+    """Return the converter called `name`.
+
+    Raises:
+        UsageError: There is none, with the nearest name; or its package cannot be imported.
+    """
+    registered = _registered()
+    if name not in registered:
+        raise UsageError(f"no converter is called {name}{nearest(name, registered)}")
+    path, release = registered[name]
+    try:
+        return Converter(name, import_module(path), release)
+    except ImportError as error:
+        raise UsageError(
+            f"converter {name}: {path} {release} cannot be imported ({error}); install what it "
+            f"needs, or uninstall it"
+        ) from error
+
+
+def _registered() -> dict[str, tuple[str, str]]:
+    """Return every converter's module path and the version of its distribution, by name."""
     import adapt.converters
 
     found = {
-        module.name: f"adapt.converters.{module.name}"
+        module.name: (f"adapt.converters.{module.name}", __version__)
         for module in pkgutil.iter_modules(adapt.converters.__path__)
         if not module.name.startswith("_")
     }
@@ -190,19 +231,7 @@ def converter_modules() -> dict[str, str]:
         if point.name in found:
             raise UsageError(
                 f"converter {point.name}: {point.value} has the name of another converter "
-                f"({found[point.name]}); rename its entry point"
+                f"({found[point.name][0]}); rename its entry point"
             )
-        found[point.name] = point.value
+        found[point.name] = (point.value, point.dist.version if point.dist else __version__)
     return dict(sorted(found.items()))
-
-
-def load_converter(name: str) -> Converter:
-    """Return the converter called `name`.
-
-    Raises:
-        UsageError: There is none, with the nearest name.
-    """
-    modules = converter_modules()
-    if name not in modules:
-        raise UsageError(f"no converter is called {name}{nearest(name, modules)}")
-    return Converter(name, import_module(modules[name]))

@@ -23,9 +23,9 @@ Box = tuple[float, float, float, float]
 Box1000 = tuple[int, int, int, int]
 
 BOX_PATTERN = re.compile(r"<box>(.*?)</box>", re.DOTALL)
-_INNER = r"\[\s*\d+\s*,\s*\d+\s*,\s*\d+\s*,\s*\d+\s*\]"
+_INNER = r"\[\s*[0-9]+\s*,\s*[0-9]+\s*,\s*[0-9]+\s*,\s*[0-9]+\s*\]"
 _BOX_LIST = re.compile(rf"\s*\[\s*{_INNER}(?:\s*,\s*{_INNER})*\s*\]\s*")
-_BOX_NUMBERS = re.compile(r"\d+")
+_BOX_NUMBERS = re.compile(r"[0-9]+")
 
 
 class EmptyBoxError(ValueError):

@@ -15,8 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from adapt.errors import RecordError, SourceError
 from adapt.jsonl import read_json, require_file
+from adapt.records import is_safe_path
 
 MANIFEST = "dataset.json"
 SKIPPED = "skipped.jsonl"
@@ -55,6 +58,27 @@ class Dataset:
     manifest: dict[str, Any] | None = None
 
 
+class _File(msgspec.Struct):
+    path: str
+    sha256: str
+    records: int
+
+
+class _Entry(msgspec.Struct):
+    files: list[_File]
+
+
+class _Manifest(msgspec.Struct):
+    """What is read of dataset.json here; the schema says all that should be in it."""
+
+    format: object
+    name: str
+    root: str
+    role: str
+    splits: dict[str, _Entry]
+    domain: str = ""
+
+
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """Return dataset.json of a folder, None when there is none.
 
@@ -65,16 +89,21 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     value = read_json(path)
-    for key, kind in (("name", str), ("root", str), ("role", str), ("splits", dict)):
-        if not isinstance(value, dict) or not isinstance(value.get(key), kind):
-            raise RecordError(
-                f"{path}: $.{key} is missing or no {kind.__name__}; convert the dataset again"
-            )
-    if value.get("format") != FORMAT:
+    try:
+        manifest = msgspec.convert(value, _Manifest)
+    except msgspec.ValidationError as error:
+        raise RecordError(f"{path}: {error}; convert the dataset again") from error
+    if manifest.format != FORMAT:
         raise RecordError(
-            f"{path}: format is {value.get('format')!r}, this version reads {FORMAT}; "
+            f"{path}: format is {manifest.format!r}, this version reads {FORMAT}; "
             f"convert the dataset again"
         )
+    for file in (file for entry in manifest.splits.values() for file in entry.files):
+        if not is_safe_path(file.path):
+            raise RecordError(
+                f"{path}: names the records file {file.path!r}, expected one in this folder; "
+                f"convert the dataset again"
+            )
     return dict(value)
 
 

@@ -169,7 +169,8 @@ def _open(file: io.BytesIO | io.BufferedReader, path: Path) -> Image.Image:
     """Open a picture lazily and check format, size and pixel type from its header."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # Of large pictures and odd metadata; what matters is checked below.
+            warnings.simplefilter("ignore")
             image = Image.open(file, formats=_FORMATS)
     except Image.DecompressionBombError as error:
         raise _too_large(path, str(error)) from error
@@ -227,7 +228,9 @@ def _jpeg_pixels(mode: str, data: bytes, path: Path) -> Image.Image:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        value = image.getexif().get(_ORIENTATION_TAG, 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            value = image.getexif().get(_ORIENTATION_TAG, 1)
     except _DECODING_ERRORS:
         # Broken metadata say nothing about a rotation; the pixels are checked on their own.
         return 1

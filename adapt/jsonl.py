@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import msgspec
 import orjson
 
-from adapt.errors import EnvironmentFault, RecordError, SourceError
+from adapt.errors import EnvironmentFault, RecordError, SourceError, UsageError
 from adapt.records import RecordLine
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -76,6 +76,20 @@ def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
     """Replace `path` by `data` atomically; see `atomic_file`."""
     with atomic_file(path, sync=sync) as file:
         file.write(data)
+
+
+def path_text(path: Path | str) -> str:
+    """Return a path as JSON files hold it, with `/`.
+
+    Raises:
+        UsageError: Its name is no UTF-8, which JSON cannot hold.
+    """
+    text = Path(path).as_posix()
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{os.fsencode(text)!r}: a name that is no UTF-8; rename it") from error
+    return text
 
 
 def write_json(path: Path, value: object) -> None:
@@ -166,3 +180,27 @@ def sha256_file(path: Path) -> str:
     """Return the sha256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_listing(folder: Path, *, without: Path) -> str:
+    """Return the sha256 of the names and sizes of all files below a folder, in hexadecimal.
+
+    Args:
+        folder: The folder.
+        without: A folder to leave out, where it lies inside.
+    """
+    digest = hashlib.sha256()
+    seen = {without.resolve()}
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        here = Path(parent).resolve()
+        if here in seen:
+            folders.clear()
+            continue
+        seen.add(here)
+        folders.sort()
+        for name in sorted(names):
+            path = Path(parent) / name
+            size = path.stat().st_size if path.exists() else -1
+            digest.update(os.fsencode(path.relative_to(folder)))
+            digest.update(f"\0{size}\0".encode())
+    return digest.hexdigest()

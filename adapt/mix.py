@@ -66,17 +66,24 @@ def draw_rows(sides: Sequence[MixSide], request: Request) -> Rows:
     wanted = request.goal.rows(len(domain.row), len(pool.row))
     if wanted > len(pool.row) and not (request.allow_repeat and len(pool.row)):
         raise _too_little(sides, request, wanted, len(pool.row), len(domain.row))
+    if wanted > len(pool.row) * MOST_COPIES:
+        # Not drawn first: the rows might not fit into memory.
+        raise _too_often(request, -(-wanted // len(pool.row)))
     times = [_times(side, request) for side in sides]
     copies = np.array([-(-number.numerator // number.denominator) for number in times], np.int64)
     rows = join([domain, draw_with_repeats(pool, wanted, copies=copies, seed=request.seed)])
     if not len(rows.row):
         raise UsageError("the mix would be empty; repeat its datasets more often")
     if (most := int(rows.copy.max()) + 1) > MOST_COPIES:
-        raise UsageError(
-            f"{request.goal.words()}: general rows would be repeated {most} times, at most "
-            f"{MOST_COPIES} are possible; add general data"
-        )
+        raise _too_often(request, most)
     return rows.take(shuffled(len(rows.row), seed=request.seed, purpose="order"))
+
+
+def _too_often(request: Request, times: int) -> UsageError:
+    return UsageError(
+        f"{request.goal.words()}: general rows would be repeated {times} times, at most "
+        f"{MOST_COPIES} are possible; add general data"
+    )
 
 
 def _times(side: MixSide, request: Request) -> Fraction:

@@ -12,6 +12,8 @@ from pathlib import Path
 from adapt.errors import UsageError, nearest
 from adapt.mix_draw import MOST_COPIES, round_half_up
 
+_MOST_DIGITS = 18
+
 
 @dataclass(frozen=True, slots=True)
 class MixOptions:
@@ -144,6 +146,7 @@ def _decimal(text: str) -> Fraction | None:
     whole, point, part = text.partition(".")
     digits = whole + part
     sound = whole and (part or not point) and digits.isascii() and digits.isdigit()
+    sound = sound and len(digits) <= _MOST_DIGITS
     return Fraction(text) if sound else None
 
 
@@ -160,7 +163,8 @@ def _pairs(option: str, texts: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _read_take(name: str, text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or int(text) < 1:
+    digits = text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS
+    if not digits or int(text) < 1:
         raise UsageError(f"--take {name}={text}: expected a whole number of rows, 1 or more")
     return int(text)
 

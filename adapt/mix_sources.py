@@ -13,7 +13,7 @@ import numpy as np
 
 from adapt.dataset import SKIPPED, Dataset, SplitFile, open_dataset
 from adapt.errors import RecordError, SourceError, UsageError
-from adapt.jsonl import require_file, sha256_file
+from adapt.jsonl import path_text, require_file, sha256_file
 from adapt.mix_draw import Indices
 from adapt.records import RecordLine
 
@@ -104,7 +104,7 @@ def scan_sides(sides: dict[str, list[tuple[Path, Dataset]]]) -> list[MixSide]:
     """Read the train files of every dataset, general ones first.
 
     Raises:
-        UsageError: Two datasets have one name, or a file is given twice.
+        UsageError: Two datasets have one name, one's name is no UTF-8, or a file is given twice.
         RecordError: A file holds what is no record, or a record without an answer, or is not the
             one that dataset.json describes.
     """
@@ -113,6 +113,7 @@ def scan_sides(sides: dict[str, list[tuple[Path, Dataset]]]) -> list[MixSide]:
     wanted: list[tuple[str, Dataset, list[SplitFile]]] = []
     for side in SIDES:
         for path, dataset in sides.get(side, []):
+            path_text(dataset.name)
             if dataset.name in named:
                 raise UsageError(
                     f"{path}: is called {dataset.name}, and so is {named[dataset.name]}; "
@@ -194,7 +195,7 @@ def read_lengths(path: Path) -> array[int]:
                 lengths.append(len(line))
                 if not decode(line).conversations[-1].value:
                     raise _no_answer(path, len(lengths))
-    except (msgspec.DecodeError, UnicodeDecodeError, IndexError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, IndexError, RecursionError) as error:
         number = len(lengths) or 1
         raise RecordError(
             f"{path}:{number}: not a record ({error}); run adapt check {path}"

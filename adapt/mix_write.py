@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapt.errors import UsageError
-from adapt.jsonl import atomic_file, disk_fault, sha256_file, write_bytes
+from adapt.jsonl import atomic_file, disk_fault, path_text, sha256_file, write_bytes
 from adapt.mix_draw import Rows
 from adapt.mix_index import (
     COLUMNS,
@@ -116,7 +116,7 @@ def _manifest(
 
 def _source(side: MixSide, request: Request, used: NDArray[np.int64]) -> MixSource:
     def relative(path: Path) -> str:
-        return Path(os.path.relpath(path.resolve(), request.out.resolve())).as_posix()
+        return path_text(os.path.relpath(path.resolve(), request.out.resolve()))
 
     dataset = side.dataset
     repeat = request.repeat.get(dataset.name)

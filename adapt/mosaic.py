@@ -45,7 +45,7 @@ FAST_CELL = (896, 448)
 SHARPENING = 0.375
 
 
-_NOTES = (*range(0xE0, 0xF0), 0xFE)
+_NOTES = tuple(bytes([code]) for code in (*range(0xE0, 0xF0), 0xFE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +192,7 @@ def _is_plain_jpeg(data: bytes) -> bool:
         return False
     start = 2
     # Application segments and comments (FF, E0 to EF or FE, length) come before the picture's.
-    while data[start : start + 1] == b"\xff" and data[start + 1] in _NOTES:
+    while data[start : start + 1] == b"\xff" and data[start + 1 : start + 2] in _NOTES:
         if data.startswith(b"Exif\0", start + 4):
             return False
         start += 2 + int.from_bytes(data[start + 2 : start + 4])

@@ -110,7 +110,8 @@ def _read_value(source: Source, name: str, value: Any, hint: Any) -> Any:
 def _expected(hint: Any, value: Any, error: msgspec.ValidationError) -> str:
     choices = _choices(hint)
     if choices:
-        return f"one of {', '.join(choices)}{nearest(str(value), choices)}"
+        near = nearest(str(value), choices)
+        return f"one of {', '.join(choices)}" + (near if "did you mean" in near else "")
     example = next((f", such as '{m.examples[0]}'" for m in hint.__metadata__ if m.examples), "")
     if is_text(hint):
         return f"text{example}" if isinstance(value, str) else f"text in quotes{example}"

@@ -24,11 +24,12 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from adapt.errors import SourceError
+from adapt.errors import SourceError, UsageError
 from adapt.jsonl import atomic_file
 from adapt.mix_draw import shuffled
 from adapt.packing import Integers, Limits, pack_records
 from adapt.recipe import Recipe, load_recipe
+from adapt.run_paths import RunFolder
 
 if TYPE_CHECKING:
     from adapt.mix import Mix
@@ -260,13 +261,19 @@ def run_plan(
         out: Folder of plan.parquet; by default `plan` in the run's folder.
         gpus: GPUs that memory and time are estimated for.
         tflops: TFLOP/s that a GPU is assumed to sustain.
+
+    Raises:
+        UsageError: The run has begun with another plan.
+        AdaptError: What `load_recipe`, `open_model` and `build_plan` raise.
     """
     from adapt.mix import read_mix
     from adapt.models.handle import open_model
     from adapt.plan_report import domain_notice, report_costs, report_plan
 
     recipe = load_recipe(recipe_path, overrides)
-    if notice := domain_notice(recipe, read_mix(recipe.mix)):
+    mix = read_mix(recipe.mix)
+    mix.verify()
+    if notice := domain_notice(recipe, mix):
         print(notice)
     handle = open_model(recipe.model)
     plan = build_plan(recipe, handle)
@@ -274,8 +281,27 @@ def run_plan(
         print(line)
     for line in report_costs(plan, recipe, handle, gpus=gpus, tflops=tflops):
         print(line)
-    print(f"written to {plan.save(out or recipe.out / 'plan')}")
+    folder = out or recipe.out / "plan"
+    _keep_plan_of_run(folder, plan)
+    print(f"written to {plan.save(folder)}")
     return plan
+
+
+def _keep_plan_of_run(folder: Path, plan: Plan) -> None:
+    """Refuse to replace the plan of a run that has begun: it could never be resumed."""
+    run = RunFolder(folder.parent)
+    if folder != run.plan or not run.has_begun or not (folder / FILE).exists():
+        return
+    try:
+        before = load_plan(folder).hash
+    except SourceError:
+        # Damaged: what was planned is gone already.
+        return
+    if before != plan.hash:
+        raise UsageError(
+            f"{folder / FILE}: is the plan of a run that has begun, and another than this one; "
+            f"not written: --out FOLDER writes this one elsewhere"
+        )
 
 
 def mix_digest(mix: Mix) -> str:

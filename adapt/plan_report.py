@@ -8,8 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adapt.errors import RecipeError
-from adapt.estimate import Memory, Shape, estimate_memory, pack_operations, read_shape
+from adapt.estimate import (
+    CONTEXT_BYTES,
+    Memory,
+    Shape,
+    estimate_memory,
+    pack_operations,
+    read_shape,
+)
 from adapt.packing import Integers, Limits, least_packs
 from adapt.plan import Plan
 from adapt.recipe import Method, Recipe, recipes_for
@@ -67,7 +73,10 @@ def report_plan(plan: Plan, recipe: Recipe) -> Iterator[str]:
     yield from _better_limits(plan, limits)
     yield f"hash        {plan.hash}"
     yield ""
-    yield f"steps an epoch, {recipe.gradient_accumulation} packs for each GPU and step"
+    packs = (
+        "1 pack" if recipe.gradient_accumulation == 1 else f"{recipe.gradient_accumulation} packs"
+    )
+    yield f"steps an epoch, {packs} for each GPU and step"
     counts = (1, 2, 4, 8, 16, 32)
     yield "  GPUs   " + "".join(f"{gpus:>10,}" for gpus in counts)
     steps = [
@@ -130,7 +139,7 @@ def _memory_lines(plan: Plan, recipe: Recipe, shape: Shape, gpus: int) -> Iterat
         f"{recipe.deepspeed}, {recipe.dtype}; an estimate for a pack of {tokens:,} tokens and "
         f"{tiles:,} tiles"
     )
-    yield "            " + ", ".join(f"{name} {_gib(size)}" for name, size in _parts(own))
+    yield "            in GiB: " + ", ".join(f"{name} {_gib(size)}" for name, size in _parts(own))
     names = list(settings)
     yield "  GiB a GPU   " + "".join(f"{name:>15}" for name in names)
     for method in (method for method in _METHODS if method in shape.trained):
@@ -145,6 +154,8 @@ def _memory_lines(plan: Plan, recipe: Recipe, shape: Shape, gpus: int) -> Iterat
 def _parts(memory: Memory) -> list[tuple[str, int]]:
     parts = [(field.name, getattr(memory, field.name)) for field in dataclasses.fields(memory)]
     named = [(name.replace("on_cpu", "in the machine's memory"), size) for name, size in parts]
+    # The machine's memory is no part of the sum.
+    named.insert(-1, ("context", CONTEXT_BYTES))
     return [(name, size) for name, size in named if size]
 
 
@@ -158,9 +169,7 @@ def _zero_settings(recipe: Recipe, name: str, shape: Shape) -> Mapping[str, Any]
 
     other = dataclasses.replace(recipe, deepspeed=name)
     config = deepspeed_config(other, trained=shape.trained[recipe.method])
-    zero = config.get("zero_optimization", {})
-    if not isinstance(zero, dict):
-        raise RecipeError(f"deepspeed {name}: zero_optimization is no object; see docs/recipes.md")
+    zero: Mapping[str, Any] = config["zero_optimization"]
     return zero
 
 

@@ -87,6 +87,8 @@ def run_predict(options: PredictOptions) -> Path:
     wait_politely()
     _check_numbers(options)
     path, root = find_records(options.records)
+    if options.out.resolve() == path.resolve():
+        raise UsageError(f"{options.out}: holds the records; name another file for the answers")
     records = [record for _, record in islice(read_records(path), options.limit)]
     handle = open_model(options.model)
     tiling = choose_tiling(options)

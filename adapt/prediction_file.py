@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from adapt.errors import RecordError, UsageError
+from adapt.errors import RecordError, SourceError, UsageError
 from adapt.jsonl import read_json, write_bytes
 from adapt.records import RecordLine, Source
 
@@ -98,12 +98,16 @@ def answers_there(out: Path, about: Mapping[str, Any], records: Sequence[RecordL
 
 def _compare_about(out: Path, about: Mapping[str, Any]) -> None:
     path = about_path(out)
-    if not path.exists():
+    try:
+        before = read_json(path)
+    except SourceError:
+        before = None
+    if not isinstance(before, dict):
+        state = "damaged" if path.exists() else "missing"
         raise UsageError(
             f"{out}: is there, and nothing says how its answers were made ({path.name} is "
-            f"missing); --overwrite discards it"
+            f"{state}); --overwrite discards it"
         )
-    before = read_json(path)
     differing = [
         f"{key} was {before.get(key)}, is {value}"
         for key, value in about.items()

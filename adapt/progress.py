@@ -54,8 +54,9 @@ class _PlainLines:
         elapsed_s = max(time.monotonic() - self._start, 1e-9)
         rate = (self._done - self._before) / elapsed_s
         total = f"/{self._total}" if self._total else ""
+        unit = self._unit if total or self._done != 1 else self._unit.removesuffix("s")
         print(
-            f"{self._title}: {self._done}{total} {self._unit}, "
+            f"{self._title}: {self._done}{total} {unit}, "
             f"{rate:.1f} {self._unit}/s {self._note}".rstrip(),
             file=sys.stderr,
             flush=True,

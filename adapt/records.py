@@ -14,6 +14,7 @@ a line, in InternVL's multi-image layout:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -238,4 +239,5 @@ def is_safe_path(path: str) -> bool:
 
 def inside(root: Path, path: Path) -> bool:
     """Return whether `path`, links followed, lies below `root`."""
-    return path.resolve().is_relative_to(root.resolve())
+    # Unlike `Path.resolve`, this takes a link that leads back to itself.
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))

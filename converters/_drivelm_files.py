@@ -6,6 +6,7 @@ RAW/nuscenes/samples/CAM_FRONT/....jpg        or in RAW/data, or beside the anno
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -119,7 +120,8 @@ def _view_file(raw: Path, annotations: Path, path: str) -> Path:
             prefixes += [f"{folder}/", f"{folder.parent}/"]
     for prefix in prefixes:
         file = safe_file(raw, f"{prefix}{relative}" if relative else "")
-        if file.is_file():
+        # Unlike `Path.is_file`, this takes a name that is too long for the disk.
+        if os.path.isfile(file):
             if not file.stat().st_size:
                 raise ImageError("image-empty", f"{file}: the file has 0 bytes")
             return file

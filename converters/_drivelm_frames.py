@@ -31,7 +31,8 @@ _QUESTION_KEY = rb'"Q"\s*:'
 _TOKEN_KEY = re.compile(
     rb'"([^"\\]+)"\s*:\s*\{\s*"(?:scene_description|key_frames|key_object_infos|QA|image_paths)"'
 )
-_SAFE_TOKEN = re.compile(r"[A-Za-z0-9_-]+")
+# Two tokens of this length and what is put around them fit into a file name.
+_SAFE_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,7 +92,11 @@ def read_box(value: object) -> tuple[float, float, float, float] | None:
         return None
     if not all(type(number) in (int, float) for number in value):
         return None
-    x1, y1, x2, y2 = map(float, value)
+    try:
+        x1, y1, x2, y2 = map(float, value)
+    except OverflowError:
+        # A whole number of hundreds of digits.
+        return None
     return x1, y1, x2, y2
 
 

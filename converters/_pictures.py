@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from adapt.images import ImageError, image_size
@@ -29,7 +30,8 @@ class PictureFinder:
         for folder in annotations.parents:
             if not folder.is_relative_to(self._root):
                 break
-            if (folder / image).is_file():
+            # Unlike `Path.is_file`, this takes a name that is too long for the disk.
+            if os.path.isfile(folder / image):
                 return (folder / image).relative_to(self._root).as_posix()
         return image
 

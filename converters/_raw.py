@@ -20,6 +20,9 @@ from adapt.jsonl import require_file
 
 Value = TypeVar("Value")
 
+BOM = b"\xef\xbb\xbf"
+
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _DEPTHS = ("", "*/", "*/*/")
 _BYTE = re.compile(r"\(byte (\d+)\)")
 
@@ -45,6 +48,16 @@ def find_file(raw: Path, names: Iterable[str]) -> Path | None:
             if found:
                 return found[0]
     return None
+
+
+def refuse_utf16(head: bytes | mmap.mmap, path: Path) -> None:
+    """Refuse a file that begins with the mark of UTF-16.
+
+    Raises:
+        SourceError: It does.
+    """
+    if head[:2] in _UTF16:
+        raise SourceError(f"{path}: is UTF-16 text, expected UTF-8; save it as UTF-8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +115,24 @@ class MappedJson:
         Raises:
             SourceError: It is no JSON, cut off, or of another shape; with the byte.
         """
+        refuse_utf16(self.data, self.path)
+        marked = len(BOM) if self.data[: len(BOM)] == BOM else 0
         try:
-            return msgspec.json.decode(self.data, type=kind)
+            return msgspec.json.decode(memoryview(self.data)[marked:], type=kind)
+        except UnicodeDecodeError as error:
+            raise SourceError(
+                f"{self.path}: a key is no UTF-8 text ({error.reason}): {error.object!r:.80}; "
+                f"expected UTF-8: fetch it again"
+            ) from error
+        except RecursionError as error:
+            raise SourceError(
+                f"{self.path}: JSON nested too deeply to read; expected {expected}"
+            ) from error
         except msgspec.ValidationError as error:
             raise SourceError(f"{self.path}: {error}; expected {expected}") from error
         except msgspec.DecodeError as error:
             found = _BYTE.search(str(error))
-            byte = found[1] if found else f"{len(self.data)} (its end)"
+            byte = int(found[1]) + marked if found else f"{len(self.data)} (its end)"
             problem = _BYTE.sub("", str(error)).strip().removeprefix("JSON is malformed: ")
             raise SourceError(
                 f"{self.path}: not valid JSON at byte {byte}: {problem}; "

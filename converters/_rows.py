@@ -17,11 +17,10 @@ import msgspec
 import orjson
 
 from adapt.converters._dialects import dialect_of
-from adapt.converters._raw import MappedJson, Slice
+from adapt.converters._raw import BOM, MappedJson, Slice, refuse_utf16
 from adapt.jsonl import require_file
 
 SUFFIXES = (".json", ".jsonl")
-_BOM = b"\xef\xbb\xbf"
 _DEEPEST = 2
 _HEAD_BYTES = 1 << 16
 _LONGEST_ROW = 1 << 24
@@ -80,7 +79,7 @@ def conversation_files(raw: Path) -> list[Path]:
     """Return the files of a folder, and two deep, that hold conversations.
 
     Raises:
-        SourceError: One is empty.
+        SourceError: One is empty or UTF-16.
     """
     found = []
     for folder, names, files in os.walk(raw):
@@ -117,17 +116,18 @@ def first_row(path: Path) -> Any:
     if not _is_list(path):
         with path.open("rb") as file:
             line = next((line for line in iter(file.readline, b"") if line.strip()), b"")
-        value = _parse(line.removeprefix(_BOM))
+        value = _parse(line.removeprefix(BOM))
         return None if isinstance(value, ValueError) else value
     head = b""
     with path.open("rb") as file:
         while len(head) < _LONGEST_ROW and (more := file.read(max(_HEAD_BYTES, len(head)))):
             head += more
-            text = head.removeprefix(_BOM).decode(errors="replace").lstrip()
+            text = head.removeprefix(BOM).decode(errors="replace").lstrip()
             start = len(text) - len(text[1:].lstrip())
             try:
                 return json.JSONDecoder().raw_decode(text, start)[0]
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
+                # Cut off, a number of thousands of digits, or nested too deeply.
                 continue
     return None
 
@@ -145,11 +145,13 @@ def _is_list(path: Path) -> bool:
     """Tell a JSON list from JSONL by its first character: names are not always right.
 
     Raises:
-        SourceError: The file is missing, a folder or empty.
+        SourceError: The file is missing, a folder, empty or UTF-16.
     """
     require_file(path)
     with path.open("rb") as file:
-        return file.read(_HEAD_BYTES).removeprefix(_BOM).lstrip().startswith(b"[")
+        head = file.read(_HEAD_BYTES)
+    refuse_utf16(head, path)
+    return head.removeprefix(BOM).lstrip().startswith(b"[")
 
 
 def _list_chunks(path: Path, rows_each: int) -> Iterator[Chunk]:
@@ -167,8 +169,8 @@ def _line_chunks(path: Path, rows_each: int) -> Iterator[Chunk]:
     offset, first, rows, lines, length = 0, 1, 0, 0, 0
     with path.open("rb") as file:
         for line in file:
-            if offset == length == 0 and line.startswith(_BOM):
-                offset, line = len(_BOM), line.removeprefix(_BOM)
+            if offset == length == 0 and line.startswith(BOM):
+                offset, line = len(BOM), line.removeprefix(BOM)
             rows += bool(line.strip())
             lines += 1
             length += len(line)

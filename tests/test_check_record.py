@@ -156,6 +156,18 @@ def place(turn: int) -> str:
             {"conversations": turns("<image>", "<c1,CAM_BACK,[1001, 4]>")},
             Problem(place(1), "<c1,CAM_BACK,[1001, 4]>", POINT),
         ),
+        (
+            {"conversations": turns("<image>", f"<c1,CAM_BACK,[{'1' * 5000}, 4]>")},
+            Problem(place(1), f"<c1,CAM_BACK,[{'1' * 44}...", POINT),
+        ),
+        (
+            {"conversations": turns("<image>", "<c1,CAM_BACK,[\u0661, 4]>")},
+            Problem(place(1), "<c1,CAM_BACK,[\u0661, 4]>", POINT),
+        ),
+        (
+            {"conversations": turns("<image>", "<box>[[\u0661, 2, 3, 4]]</box>")},
+            Problem(place(1), "<box>[[\u0661, 2, 3, 4]]</box>", BOXES),
+        ),
     ],
 )
 def test_what_the_schema_cannot_say(changes: dict[str, Any], expected: Problem) -> None:

@@ -129,3 +129,27 @@ def test_help_loads_nothing_heavy() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_signal_that_a_finaliser_swallows_comes_again(name: str, status: int) -> None:
+    script = f"""
+import os, signal, time
+from adapt import check, cli
+
+class Held:
+    def __del__(self):
+        os.kill(os.getpid(), signal.{name})
+        for _ in range(1000):
+            pass
+
+def work(paths, *, images):
+    Held()
+    time.sleep(60)
+
+check.check_paths = work
+cli.main(["check", "x"])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == status
+    assert len(done.stderr.splitlines()) == 1

@@ -208,7 +208,7 @@ def test_another_input_is_refused_and_overwrite_makes_pictures_again(
     assert convert(raw, out, "--split", "val") == 0
     write_rows(raw, "val", [{"name": "s0", "colour": "blue"}])
     assert convert(raw, out, "--split", "val") == 2
-    assert "another content of val.json" in capsys.readouterr().err
+    assert "other input (val.json)" in capsys.readouterr().err
     assert convert(raw, out, "--split", "val", "--overwrite") == 0
     with Image.open(out / "images" / "s0.png") as image:
         assert image.getpixel((0, 0)) == (0, 0, 255)
@@ -404,6 +404,38 @@ def test_duplicate_ids_and_wrong_counts_are_bugs_of_the_converter(
     assert "units do not add up" in capsys.readouterr().err
 
 
+def test_without_named_sources_a_new_file_is_another_input(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw, out = tmp_path / "raw", tmp_path / "out"
+    raw.mkdir()
+    (raw / "list.json").write_text('[{"question": "Q?", "answer": "A"}]')
+    command = ["convert", "listing", str(raw), "--out", str(out)]
+    assert run(command) == 0
+    assert manifest(out)["converter"] == {"name": "listing", "version": "1.0"}
+    assert sorted(manifest(out)["splits"]["train"]["made_by"]["inputs"]) == ["*", "list.json"]
+    assert run(command) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    (raw / "new.jpg").write_bytes(b"1")
+    assert run(command) == 2
+    assert "other input (*); --overwrite replaces it" in capsys.readouterr().err
+
+
+def test_a_converter_that_cannot_be_imported_is_the_users_to_mend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    info = tmp_path / "broken_plugin-2.5.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-plugin\nVersion: 2.5\n")
+    (info / "entry_points.txt").write_text("[adapt.converters]\nbroken = broken_plugin_module\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert run(["convert", "broken", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == (
+        "adapt: converter broken: broken_plugin_module 2.5 cannot be imported (No module named "
+        "'broken_plugin_module'); install what it needs, or uninstall it\n"
+    )
+
+
 def test_list_and_help_name_outside_converters(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["convert", "--list"]) == 0
     assert "shapes: Shapes: an outside converter for tests" in capsys.readouterr().out
@@ -411,3 +443,97 @@ def test_list_and_help_name_outside_converters(capsys: pytest.CaptureFixture[str
     shown = capsys.readouterr().out
     assert "--style" in shown
     assert "Form of the question." in shown
+
+
+def test_a_record_that_breaks_the_contract_is_a_skip(raw: Path, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"name": "a", "colour": "red"}, {"name": "b", "colour": "red"}]
+    rows[1]["answer"] = "half a <box> in it"
+    write_rows(raw, "train", rows)
+    out = tmp_path / "out"
+    options = ("--split", "train", "--workers", "1")
+    assert convert(raw, out, *options) == 3
+    assert lines(out / "skipped.jsonl") == [
+        {
+            "split": "train",
+            "place": "shapes/train/1",
+            "reason": "breaks-contract",
+            "detail": "$.conversations[1].value found <box> at 7, expected </box> after it",
+            "units": 1,
+        }
+    ]
+    assert convert(raw, out, *options, "--max-skips", "1") == 0
+    assert [record["id"] for record in lines(out / "train.jsonl")] == ["shapes/train/0"]
+    assert run(["check", str(out), "--images"]) == 0
+
+
+def test_no_records_file_without_a_record(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_rows(raw, "train", [{"name": "a", "colour": "red", "bad": "no colour"}])
+    out = tmp_path / "out"
+    assert convert(raw, out, "--split", "train", "--max-skips", "5") == 3
+    assert "mend them; no record is left to write" in capsys.readouterr().err
+    assert not (out / "train.jsonl").exists()
+
+
+def test_records_made_by_hand_are_not_replaced(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "train.jsonl").write_text("by hand\n")
+    assert convert(raw, out, "--split", "train") == 2
+    assert "train.jsonl: is there already, and dataset.json does not say" in capsys.readouterr().err
+    assert tree(out) == {"train.jsonl": b"by hand\n"}
+    assert convert(raw, out, "--split", "train", "--overwrite") == 0
+    assert len(lines(out / "train.jsonl")) == 6
+
+
+def test_a_raw_file_is_never_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    row = json.dumps({"question": "Why?", "answer": "So."}) + "\n"
+    (raw / "train.jsonl").write_text(row)
+    for more in ((), ("--overwrite",)):
+        assert run(["convert", "llava", str(raw), "--out", str(raw), *more]) == 2
+        assert "is one of the raw files, and would be replaced" in capsys.readouterr().err
+        assert tree(raw) == {"train.jsonl": row.encode()}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("converter", None, "$.converter found null, expected an object"),
+        ("splits", {"train": 5}, "Expected `object`, got `int` - at `$.splits[...]`"),
+        ("splits", {"train": {"files": 5}}, "Expected `array`, got `int`"),
+        ("licence", 5, "$.licence found 5, expected a string"),
+    ],
+)
+def test_a_damaged_dataset_json_is_one_line(
+    raw: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    key: str,
+    value: object,
+    message: str,
+) -> None:
+    out = tmp_path / "out"
+    assert convert(raw, out) == 0
+    (out / "dataset.json").write_text(json.dumps(manifest(out) | {key: value}))
+    capsys.readouterr()
+    assert convert(raw, out) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"adapt: {out / 'dataset.json'}: {message}")
+    assert error.count("\n") == 1
+
+
+def test_numbers_and_names_that_json_cannot_hold(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert convert(raw, tmp_path / "out", "--limit", "1" + "0" * 30) == 2
+    assert "--limit is 1000000000000000000000000000000, expected at" in capsys.readouterr().err
+    (raw / "train.json").unlink()
+    name = os.fsdecode(b"rows\xff.jsonl")
+    (raw / name).write_text('{"question": "Why?", "answer": "So."}\n')
+    assert run(["convert", "llava", str(raw), "--out", str(tmp_path / "out")]) == 2
+    assert "b'rows\\xff.jsonl': a name that is no UTF-8; rename it" in capsys.readouterr().err

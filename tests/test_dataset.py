@@ -67,9 +67,15 @@ def test_nothing_there_says_what_makes_it(tmp_path: Path) -> None:
     ("text", "error", "message"),
     [
         ("{", SourceError, "not valid JSON"),
-        ("[]", RecordError, r"\$.name is missing"),
+        ("[]", RecordError, r"Expected `object`, got `array`"),
+        (manifest(name=3), RecordError, r"Expected `str`, got `int` - at `\$.name`"),
+        (
+            manifest(splits={"train": {"files": [{"path": "../x", "sha256": "", "records": 1}]}}),
+            RecordError,
+            r"names the records file '\.\./x', expected one in this folder",
+        ),
         (manifest(format=2), RecordError, "format is 2, this version reads 1"),
-        (manifest(splits=[]), RecordError, r"\$.splits is missing or no dict"),
+        (manifest(splits=[]), RecordError, r"Expected `object`, got `array` - at `\$.splits`"),
     ],
 )
 def test_a_damaged_dataset_json_is_refused(

@@ -105,6 +105,15 @@ def test_broken_exif_turns_nothing(tmp_path: Path) -> None:
     assert image_size(path) == verify_image(path) == (60, 40)
 
 
+@pytest.mark.filterwarnings("error")
+def test_exif_that_pillow_warns_of_is_no_noise(tmp_path: Path) -> None:
+    cut = b"Exif\0\0II*\0\x08\0\0\0\x03\0"
+    data = encoded(noise())
+    path = write(tmp_path / "a.jpg", data[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(cut)) + cut)
+    path.write_bytes(path.read_bytes() + data[2:])
+    assert image_size(path) == verify_image(path) == (60, 40)
+
+
 @pytest.mark.parametrize("opener", OPENERS)
 class TestRefused:
     def test_missing(self, tmp_path: Path, opener: Opener) -> None:

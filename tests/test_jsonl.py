@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from adapt.jsonl import (
     read_lines,
     read_records,
     sha256_file,
+    sha256_listing,
     write_bytes,
     write_json,
     write_lines,
@@ -199,3 +201,20 @@ def test_sha256_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"abc")
     assert sha256_file(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_sha256_of_a_listing_tells_names_and_sizes(tmp_path: Path) -> None:
+    folder = tmp_path / "raw"
+    (folder / "b").mkdir(parents=True)
+    (folder / "a.jpg").write_bytes(b"12")
+    (folder / "b" / "c.jpg").write_bytes(b"345")
+    (folder / "b" / "gone").symlink_to(tmp_path / "nothing")
+    (folder / "b" / "loop").symlink_to(folder)
+    out = folder / "out"
+    wanted = hashlib.sha256(b"a.jpg\x002\x00b/c.jpg\x003\x00b/gone\x00-1\x00").hexdigest()
+    assert sha256_listing(folder, without=out) == wanted
+    out.mkdir()
+    (out / "train.jsonl").write_bytes(b"x")
+    assert sha256_listing(folder, without=out) == wanted
+    (folder / "a.jpg").write_bytes(b"123")
+    assert sha256_listing(folder, without=out) != wanted

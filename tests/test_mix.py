@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -282,6 +283,17 @@ def test_a_source_s_sample_does_not_depend_on_the_others(workspace: Path) -> Non
         ({"ratio": "1:4", "repeat": ("llava=0",)}, "--repeat llava=0: expected a number above 0"),
         ({"ratio": "1:4", "repeat": ("llava=nan",)}, "--repeat llava=nan: expected a number"),
         (
+            {"ratio": "1:4", "repeat": ("llava=" + "1" * 5000,)},
+            "expected a number above 0, at most",
+        ),
+        ({"ratio": "1:4", "take": ("llava=" + "1" * 5000,)}, "expected a whole number of rows"),
+        ({"ratio": "1" * 5000 + ":1"}, "expected general:domain, two numbers"),
+        (
+            {"ratio": "999999999999999:1", "allow_repeat": True},
+            r"asked 999999999999999:1: general rows would be repeated 2654999999999998 times, at "
+            r"most 32767 are possible; add general data",
+        ),
+        (
             {"ratio": "1:2"},
             r"too little general data: 266 rows are wanted for 531 domain rows \(asked 1:2\), 200 "
             r"are there \(chart 50, llava 150\); add datasets with --general, take fewer domain "
@@ -371,6 +383,7 @@ def test_an_empty_value_inside_a_text_is_no_missing_answer(tmp_path: Path) -> No
         (b"\xff\xfe{\n", "train.jsonl:1: not a record ("),
         (None, "train.jsonl:3: not a record ("),
         (b"", "train.jsonl: the file is empty"),
+        (b'{"x":' + b"[" * 99999 + b"]" * 99999 + b"}\n", "train.jsonl:1: not a record ("),
     ],
 )
 def test_what_is_no_records_file(tmp_path: Path, content: bytes | None, place: str) -> None:
@@ -391,6 +404,21 @@ def test_a_file_that_dataset_json_does_not_describe(tmp_path: Path) -> None:
     manifest["splits"] = {"train": {"files": [file]}}
     (folder / "dataset.json").write_text(json.dumps(manifest))
     with pytest.raises(RecordError, match=r"is not the file that dataset\.json describes"):
+        run_mix(MixOptions(ratio="0:1", domain=(folder,), out=tmp_path / "mix"))
+
+
+def test_a_later_line_that_is_nested_too_deeply(tmp_path: Path) -> None:
+    folder = make(tmp_path / "cars", 2)
+    deep = b'{"x":' + b"[" * 99999 + b"]" * 99999 + b',"conversations":[{"value":"x"}]}\n'
+    path = folder / "train.jsonl"
+    path.write_bytes(path.read_bytes() + deep)
+    with pytest.raises(RecordError, match=r"train\.jsonl:3: not a record \(maximum recursion"):
+        run_mix(MixOptions(ratio="0:1", domain=(folder,), out=tmp_path / "mix"))
+
+
+def test_a_name_that_is_no_utf8(tmp_path: Path) -> None:
+    folder = make(tmp_path / "cars", 2).rename(tmp_path / os.fsdecode(b"cars\xff"))
+    with pytest.raises(UsageError, match=r"^b'cars.xff': a name that is no UTF-8; rename it"):
         run_mix(MixOptions(ratio="0:1", domain=(folder,), out=tmp_path / "mix"))
 
 

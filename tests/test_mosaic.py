@@ -194,6 +194,8 @@ def cell_of(mosaic: Mosaic, camera: str) -> np.ndarray:
         (lambda data: data[:200], "image-truncated"),
         (lambda data: data.replace(data[20000:20010], b"\xff\xd9"), "image-damaged"),
         (lambda data: b"not a picture", "image-damaged"),
+        (lambda data: b"\xff\xd8\xff", "image-damaged"),
+        (lambda data: b"\xff\xd8\xff\xe0\x00\x02\xff", "image-damaged"),
         (lambda data: b"\x89PNG\r\n\x1a\n" + data, "image-damaged"),
     ],
 )

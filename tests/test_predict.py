@@ -248,3 +248,23 @@ def test_a_folder_of_several_splits_needs_a_choice(things: Path) -> None:
     write_lines(things.with_name("test.jsonl"), [make_record(0)])
     with pytest.raises(UsageError, match=r"several records files \(test\.jsonl, val\.jsonl\)"):
         predict(things.parent, "other.jsonl")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_records_are_never_the_predictions_file(things: Path, overwrite: bool) -> None:
+    before = things.read_bytes()
+    with pytest.raises(UsageError, match=r"things/val\.jsonl: holds the records; name another"):
+        predict(things, out="things/../things/val.jsonl", overwrite=overwrite)
+    assert things.read_bytes() == before
+
+
+@pytest.mark.parametrize("about", ["[]", "{", ""])
+def test_what_answers_were_made_with_must_be_readable(things: Path, about: str) -> None:
+    predict(things, limit=2)
+    about_path(Path("answers.jsonl")).write_text(about)
+    with pytest.raises(UsageError) as caught:
+        predict(things, limit=2)
+    assert str(caught.value) == (
+        "answers.jsonl: is there, and nothing says how its answers were made "
+        "(answers.jsonl.about.json is damaged); --overwrite discards it"
+    )

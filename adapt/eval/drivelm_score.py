@@ -193,7 +193,7 @@ def _missing(counted: Counted, judge: Judge | None) -> dict[str, str]:
         if not count
     }
     if judge is None:
-        missing["judge"] = "no judge: give --judge-url or --judge-scores"
+        missing["judge"] = "none was asked; give --judge-url or --judge-scores"
         missing.setdefault("match", "half of it is the judge's; match_f1 is the other half")
     return missing
 

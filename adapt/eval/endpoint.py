@@ -93,8 +93,9 @@ class Endpoint:
             last = attempt == self._options.retries
             if last or self._stopped.wait(min(wait_s, LONGEST_WAIT_S)):
                 break
+        tries = f"{attempt + 1} tries" if attempt else "1 try"
         raise EnvironmentFault(
-            f"{self.url}: the judge is out of reach after {attempt + 1} tries: {failure}; "
+            f"{self.url}: the judge is out of reach after {tries}: {failure}; "
             f"check that it runs at --judge-url (replies so far are cached: run again to go on)"
         )
 

@@ -48,7 +48,7 @@ def read_card(folder: Path) -> Card | None:
         return None
     try:
         card = msgspec.json.decode(read_bytes(path), type=Card)
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: {error}; remove it, or import the model again") from error
     if card.format != FORMAT:
         raise CheckpointError(

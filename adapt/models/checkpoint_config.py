@@ -9,7 +9,7 @@ from typing import Any
 
 from adapt.errors import CheckpointError, SourceError
 from adapt.jsonl import read_json
-from adapt.models.config_maps import checked_config
+from adapt.models.config_maps import checked_model_config
 from adapt.models.presets import model_class
 
 
@@ -75,7 +75,7 @@ def native_config(fields: dict[str, Any]) -> Any:
     """
     architecture = "mono" if fields.get("model_type") == "mono_internvl" else "internvl"
     config_class = model_class(architecture).config_class
-    return checked_config(config_class.from_dict, config_dict=fields)
+    return checked_model_config(config_class.from_dict, config_dict=fields)
 
 
 def is_same_setting(one: Any, other: Any) -> bool:

@@ -12,6 +12,7 @@ Keys absent from an original file have the defaults of the original classes, as 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -112,6 +113,8 @@ VISION_NAMES = {
     "initializer_range": "initializer_range",
     "initializer_factor": "layer_scale_init_value",
 }
+# Far beyond any model: a damaged number must not fill the memory with layers.
+_MOST_LAYERS = 1000
 _SIZES = (
     "vocab_size",
     "hidden_size",
@@ -157,18 +160,21 @@ def outer_config(original: dict[str, Any], image_token_id: int) -> dict[str, Any
         )
     vision = {**VISION_DEFAULTS, **_section(original, "vision_config")}
     tile_px = original.get("force_image_size") or vision["image_size"]
-    ratio = original.get("downsample_ratio", 0.5)
-    vocab_size = _section(original, "llm_config").get("vocab_size")
-    if isinstance(vocab_size, int) and not 0 <= image_token_id < vocab_size:
+    if tile_px != vision["image_size"]:
         raise CheckpointError(
-            f"image token id {image_token_id} is outside the vocabulary of {vocab_size}; give the "
-            f"id of <IMG_CONTEXT> in this checkpoint's tokenizer"
+            f"config.json: force_image_size is {tile_px!r}, but vision_config.image_size is "
+            f"{vision['image_size']}; expected the same: positions are not resized here"
+        )
+    ratio = original.get("downsample_ratio", 0.5)
+    if not isinstance(ratio, int | float) or not 0 < ratio <= 1:
+        raise CheckpointError(
+            f"config.json: downsample_ratio is {ratio!r}, expected a number up to 1, such as 0.5"
         )
     tied = bool(_section(original, "llm_config").get("tie_word_embeddings", False))
     return {
         "image_token_id": image_token_id,
         "image_seq_length": round(tile_px // vision["patch_size"] * ratio) ** 2,
-        "downsample_ratio": ratio,
+        "downsample_ratio": float(ratio),
         # The native default is True: a head left tied here loads "without missing keys" and is
         # the embedding matrix.
         "tie_word_embeddings": tied,
@@ -236,13 +242,16 @@ def phi3_text(original: dict[str, Any]) -> dict[str, Any]:
     fields = text_fields(original, "Phi3ForCausalLM")
     rope = _rope(section, defaults, ("su", "longrope"))
     positions = fields["max_position_embeddings"]
-    switch = section.get("original_max_position_embeddings") or positions
+    switch = {**defaults, **section}["original_max_position_embeddings"]
+    window = section.get("sliding_window")
+    _require_size(switch, "llm_config.original_max_position_embeddings")
+    if window is not None:
+        _require_size(window, "llm_config.sliding_window")
     if rope["rope_type"] == "su":
         rope["rope_type"] = "longrope"
     if rope["rope_type"] == "longrope":
         rope["original_max_position_embeddings"] = switch
         rope["factor"] = positions / switch
-    window = section.get("sliding_window")
     dropouts = {name: section.get(name, 0.0) for name in ("resid_pdrop", "embd_pdrop")}
     return {
         "model_type": "phi3",
@@ -260,12 +269,17 @@ def _rope(
     section: dict[str, Any], defaults: dict[str, Any], known: tuple[str, ...]
 ) -> dict[str, Any]:
     """Return `rope_parameters` from `rope_theta` and `rope_scaling`, under the original type."""
-    theta = float(section.get("rope_theta", defaults["rope_theta"]))
+    theta = section.get("rope_theta", defaults["rope_theta"])
+    if not isinstance(theta, int | float) or not theta > 0:
+        raise CheckpointError(
+            f"config.json: llm_config.rope_theta is {theta!r}, expected a positive number"
+        )
+    theta = float(theta)
     scaling = section.get("rope_scaling")
     if scaling is None:
         return {"rope_type": "default", "rope_theta": theta}
     kind = scaling.get("type", scaling.get("rope_type")) if isinstance(scaling, dict) else scaling
-    if kind not in known:
+    if not isinstance(scaling, dict) or kind not in known:
         raise CheckpointError(
             f"config.json: llm_config.rope_scaling has type {kind}, expected "
             f"{' or '.join(known)} with this language model"
@@ -284,12 +298,13 @@ def _section(original: dict[str, Any], name: str) -> dict[str, Any]:
 def _checked(values: dict[str, Any], where: str) -> dict[str, Any]:
     """Refuse sizes that are not positive integers: everything is counted from them."""
     for name in _SIZES:
-        value = values.get(name, 1)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise CheckpointError(
-                f"config.json: {where}.{name} is {value!r}, expected a positive integer"
-            )
+        _require_size(values.get(name, 1), f"{where}.{name}")
     return values
+
+
+def _require_size(value: Any, place: str) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise CheckpointError(f"config.json: {place} is {value!r}, expected a positive integer")
 
 
 def _require_divisible(values: dict[str, Any], whole: str, part: str, where: str) -> None:
@@ -322,8 +337,53 @@ def checked_config(config_class: Any, **fields: Any) -> Any:
     Raises:
         CheckpointError: A field has a wrong type, or fields contradict each other.
     """
+    for count in _layer_counts(fields):
+        if isinstance(count, int) and count > _MOST_LAYERS:
+            raise CheckpointError(
+                f"config.json: num_hidden_layers is {count}, expected at most {_MOST_LAYERS}"
+            )
     try:
         return config_class(**fields)
-    except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
+    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"config.json: transformers refuses it: {reason}") from error
+
+
+def _layer_counts(fields: dict[str, Any]) -> Iterator[Any]:
+    for name, value in fields.items():
+        if name == "num_hidden_layers":
+            yield value
+        elif isinstance(value, dict):
+            yield from _layer_counts(value)
+
+
+def checked_model_config(config_class: Any, **fields: Any) -> Any:
+    """Build the config of a whole model, whose parts must agree; see `checked_config`."""
+    config = checked_config(config_class, **fields)
+    vision, vocabulary = config.vision_config, config.text_config.vocab_size
+    if not 0 <= config.image_token_id < vocabulary:
+        raise CheckpointError(
+            f"image token id {config.image_token_id} is outside the vocabulary of {vocabulary}; "
+            f"give the id of <IMG_CONTEXT> in this checkpoint's tokenizer"
+        )
+    pad = config.text_config.pad_token_id
+    if pad is not None and not 0 <= pad < vocabulary:
+        raise CheckpointError(
+            f"config.json: pad_token_id is {pad}, outside the vocabulary of {vocabulary}"
+        )
+    patches = vision.image_size[0] // vision.patch_size[0]
+    tokens = round(patches * config.downsample_ratio) ** 2
+    if not tokens or tokens != config.image_seq_length:
+        raise CheckpointError(
+            f"config.json: image_seq_length is {config.image_seq_length}, but a tile of "
+            f"{patches}x{patches} patches with downsample_ratio {config.downsample_ratio} is "
+            f"{tokens} tokens"
+        )
+    layer, layers = getattr(config, "vision_feature_layer", -1), vision.num_hidden_layers
+    # transformers takes 0 for "not given".
+    if not isinstance(layer, int) or not layer or not -layers - 1 <= layer <= layers:
+        raise CheckpointError(
+            f"config.json: select_layer (vision_feature_layer) is {layer!r}, expected -1 (the "
+            f"last), or another of the vision tower's {layers} layers"
+        )
+    return config

@@ -10,14 +10,16 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from adapt.errors import CheckpointError
 from adapt.models.layouts import Layout, Pair, Shape
-from adapt.models.shards import Checkpoint, TensorSpec, some
-from adapt.models.verify import Difference
+from adapt.models.shards import DTYPES, Checkpoint, TensorSpec, some
+
+if TYPE_CHECKING:
+    from adapt.models.verify import Difference
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,7 @@ def convert_to_native(layout: Layout, config: Any, source: Checkpoint) -> Conver
     """
     pairs = layout.pairs(config)
     shapes = native_shapes(layout, config, pairs)
-    expected = {
-        pair.original: pair.cut.joined_shape([shapes[name] for name in pair.native])
-        for pair in pairs
-    }
-    require_tensors(source, expected)
+    require_tensors(source, original_shapes(pairs, shapes))
     pairs.sort(key=lambda pair: source.specs[pair.original].place)
     specs = [
         TensorSpec(layout.disk_name(name), source.specs[pair.original].dtype, shapes[name])
@@ -110,10 +108,11 @@ def convert_to_original(layout: Layout, config: Any, source: Checkpoint) -> Conv
     pairs = layout.pairs(config)
     shapes = native_shapes(layout, config, pairs)
     require_tensors(source, shapes)
-    specs = {}
-    for pair in pairs:
-        shape = pair.cut.joined_shape([shapes[name] for name in pair.native])
-        specs[pair.original] = TensorSpec(pair.original, _common_dtype(source, pair), shape)
+    joined = original_shapes(pairs, shapes)
+    specs = {
+        pair.original: TensorSpec(pair.original, _common_dtype(source, pair), joined[pair.original])
+        for pair in pairs
+    }
     pairs.sort(key=lambda pair: specs[pair.original].place)
     tensors = (
         (pair.original, pair.cut.join([source.read(name) for name in pair.native]))
@@ -160,7 +159,7 @@ def native_shapes(layout: Layout, config: Any, pairs: list[Pair]) -> dict[str, S
     try:
         with torch.device("meta"):
             model = layout.build(config)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"config.json: transformers cannot build it: {reason}") from error
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -176,11 +175,19 @@ def native_shapes(layout: Layout, config: Any, pairs: list[Pair]) -> dict[str, S
     return shapes
 
 
+def original_shapes(pairs: list[Pair], native: dict[str, Shape]) -> dict[str, Shape]:
+    """Return the shape of every original tensor, by name; `native` is from `native_shapes`."""
+    return {
+        pair.original: pair.cut.joined_shape([native[name] for name in pair.native])
+        for pair in pairs
+    }
+
+
 def require_tensors(source: Checkpoint, expected: dict[str, Shape]) -> None:
-    """Make sure that a checkpoint holds exactly these tensors.
+    """Make sure that a checkpoint holds exactly these tensors, as floating-point numbers.
 
     Raises:
-        CheckpointError: With every tensor that is missing, left over or of another shape.
+        CheckpointError: With every tensor that is missing, left over, of another shape or dtype.
     """
     found = {name: spec.shape for name, spec in source.specs.items()}
     reshaped = [
@@ -192,6 +199,11 @@ def require_tensors(source: Checkpoint, expected: dict[str, Shape]) -> None:
         "missing": [name for name in expected if name not in found],
         "left over": [name for name in found if name not in expected],
         "of another shape": reshaped,
+        "of no floating-point dtype": [
+            f"{name} is {spec.dtype}"
+            for name, spec in source.specs.items()
+            if not DTYPES[spec.dtype].is_floating_point
+        ],
     }
     if any(problems.values()):
         listed = "; ".join(

@@ -34,7 +34,7 @@ from adapt.models.original_forward import OriginalForward
 from adapt.models.parts import Parts, Vocabulary, compose, vocabulary_rows
 from adapt.models.presets import load_preset
 from adapt.models.shards import DTYPES, open_checkpoint, write_checkpoint
-from adapt.models.tokenizers import check_tokenizer, image_token_id, load_tokenizer
+from adapt.models.tokenizers import check_tokenizer, image_token_id, load_tokenizer, saving
 from adapt.models.verify import Difference, Side, open_side, require_agreement
 
 if TYPE_CHECKING:
@@ -272,7 +272,8 @@ def _write_texts(
 ) -> None:
     """Write what stands beside weights and config: tokenizer, processor, `adapt.json`."""
     # Read back: only a tokenizer that is loaded with its image tokens names them for transformers.
-    tokenizer.save_pretrained(folder)
+    with saving(folder):
+        tokenizer.save_pretrained(folder)
     saved = load_tokenizer(folder)
     write_generation_config(folder, config, saved, template)
     write_processor(folder, config, saved, template)

@@ -11,61 +11,30 @@ anew (`adapt.models.original_files`).
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from adapt.errors import CheckpointError, UsageError
-from adapt.models.card import Card, read_card, write_card
+from adapt.errors import UsageError
+from adapt.models.card import write_card
 from adapt.models.chat import load_template
-from adapt.models.checkpoint_config import (
-    is_original,
-    naming,
-    native_config,
-    read_config,
-    resolve_folder,
-)
+from adapt.models.checkpoint_config import is_original, naming, read_config, resolve_folder
 from adapt.models.conversion import (
     ConversionReport,
     convert_to_original,
     copy_native,
 )
 from adapt.models.importing import import_checkpoint
-from adapt.models.known_layouts import layout_of_native
-from adapt.models.layouts import Layout
 from adapt.models.native_files import (
     carry_original_files,
     write_config,
     write_generation_config,
     write_processor,
 )
+from adapt.models.native_source import NativeSource, open_native
 from adapt.models.new_folder import new_folder
 from adapt.models.original_files import write_original_files
-from adapt.models.shards import DTYPES, Checkpoint, open_checkpoint, write_checkpoint
+from adapt.models.shards import DTYPES, write_checkpoint
 from adapt.models.tokenizers import has_tokenizer, load_tokenizer
 from adapt.models.verify import open_side, require_agreement
-
-# The only native checkpoints that adapt did not make are InternVL2.5 and later.
-_STOCK_TEMPLATE = "internvl2_5"
-
-
-@dataclass(frozen=True)
-class NativeSource:
-    """A native checkpoint, understood.
-
-    Attributes:
-        folder: Where it is.
-        layout: Its kind.
-        config: Its transformers config, with the same `tie_word_embeddings` on both levels.
-        checkpoint: Its tensors, under their names in memory.
-        card: What it says of itself; for a stock checkpoint what is known of those.
-    """
-
-    folder: Path
-    layout: Layout
-    config: Any
-    checkpoint: Checkpoint
-    card: Card
 
 
 def export_checkpoint(
@@ -121,41 +90,6 @@ def export_checkpoint(
         difference=difference,
         seconds=time.monotonic() - began,
     )
-
-
-def open_native(folder: Path) -> NativeSource:
-    """Read everything small of a native checkpoint.
-
-    Raises:
-        CheckpointError: It is damaged, of another model, or contradicts itself.
-    """
-    fields = read_config(folder)
-    with naming(folder):
-        layout = layout_of_native(fields)
-        config = native_config(fields)
-    config.text_config.tie_word_embeddings = config.tie_word_embeddings
-    checkpoint = open_checkpoint(folder).renamed(layout.memory_name)
-    if config.tie_word_embeddings:
-        checkpoint = _without_tied_head(checkpoint)
-    card = read_card(folder) or Card(
-        template=_STOCK_TEMPLATE,
-        tile_px=int(config.vision_config.image_size[0]),
-        tokens_per_tile=config.image_seq_length,
-    )
-    return NativeSource(folder, layout, config, checkpoint, card)
-
-
-def _without_tied_head(checkpoint: Checkpoint) -> Checkpoint:
-    """Return a checkpoint without the second copy of a tied head."""
-    head, embedding = "lm_head.weight", "model.language_model.embed_tokens.weight"
-    if head not in checkpoint.specs:
-        return checkpoint
-    if not checkpoint.read(head).equal(checkpoint.read(embedding)):
-        raise CheckpointError(
-            f"{checkpoint.folder}: config.json ties the head to the embedding, but their weights "
-            f"differ; set tie_word_embeddings to false in config.json"
-        )
-    return checkpoint.without(head)
 
 
 def write_native_files(folder: Path, source: NativeSource) -> None:

@@ -139,6 +139,7 @@ class ModelHandle:
             CheckpointError: A weight is missing, unknown or of another shape.
         """
         import torch
+        from safetensors import SafetensorError
 
         kind = model_class(self.architecture)
         if self.folder is None:
@@ -153,7 +154,7 @@ class ModelHandle:
                 use_safetensors=True,
                 output_loading_info=True,
             )
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
             first = str(error).strip().splitlines()[0]
             raise CheckpointError(f"{self.folder}: weights cannot be loaded: {first}") from error
         wrong = {what: sorted(map(str, names)) for what, names in report.items() if names}

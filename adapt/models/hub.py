@@ -47,13 +47,33 @@ def checkpoint_folder(name: str, *, workspace: Path = Path(".")) -> Path:
 
 def _download(repository: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    # The base of all that the network library raises, whichever library this version uses.
+    network_error: type[Exception] = HfHubHTTPError.__bases__[0]
 
     try:
         return Path(snapshot_download(repository, allow_patterns=list(_WANTED)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+    except HFValidationError as error:
+        raise UsageError(
+            f"{repository}: no such folder, and no name that a hub repository can have"
+        ) from error
+    # Offline, refused, nothing in the cache, a full disk; ValueError: an answer that is no JSON,
+    # such as a proxy's login page.
+    except (OSError, ValueError) as error:
         raise EnvironmentFault(
-            f"{repository}: no such folder, and it cannot be had from the hub ({reason}); "
+            f"{repository}: no such folder, and it cannot be had from the hub ({_reason(error)}); "
             f"fetch it elsewhere and name its folder"
         ) from error
+    # What is left is a connection that broke; RuntimeError: in the hub's store of large files.
+    except (network_error, RuntimeError) as error:
+        raise EnvironmentFault(
+            f"{repository}: the connection to the hub broke off ({_reason(error)}); run the same "
+            f"command again: complete files are kept"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    # The first line says what failed, the rest is advice on other libraries' settings.
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].removeprefix("Got: ")[:200]

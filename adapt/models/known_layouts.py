@@ -66,7 +66,8 @@ def layout_of_native(config: dict[str, Any]) -> Layout:
         CheckpointError: It is another kind of model.
     """
     kind = str(config.get("model_type"))
-    text = str((config.get("text_config") or {}).get("model_type"))
+    section = config.get("text_config")
+    text = str(section.get("model_type")) if isinstance(section, dict) else "None"
     names = {
         ("internvl", "qwen2"): "Qwen2ForCausalLM",
         ("internvl", "llama"): "InternLM2ForCausalLM",
@@ -104,7 +105,7 @@ def _internvl(
     def import_config(original: dict[str, Any], image_token_id: int) -> Any:
         from transformers import InternVLConfig
 
-        return config_maps.checked_config(
+        return config_maps.checked_model_config(
             InternVLConfig,
             text_config=text_config(original),
             vision_config=config_maps.vision_fields(original),

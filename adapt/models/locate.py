@@ -57,7 +57,7 @@ def locate(name: str, workspace: Path) -> Found:
     except EnvironmentFault as error:
         raise EnvironmentFault(
             f"model {name}: none in {workspace / 'models' / wanted}; {error}, or try the step "
-            f"with --set model=tiny"
+            f"with --set model=tiny (--model tiny)"
         ) from error
     return _open_folder(folder, preset)
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from adapt.errors import CheckpointError, SourceError
 from adapt.jsonl import read_json
 from adapt.models.layouts import Shape
-from adapt.models.shards import Checkpoint, open_file, some
+from adapt.models.shards import DTYPES, Checkpoint, open_file, some
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -65,12 +65,7 @@ class Adapter:
         return up @ down * self._scaling(module, rank=len(down))
 
     def _scaling(self, module: str, *, rank: int) -> float:
-        alpha = self.config["lora_alpha"]
-        for pattern, own in (self.config.get("alpha_pattern") or {}).items():
-            # As peft reads it: a regular expression for the end of the name, the first that fits.
-            if re.fullmatch(rf"(.*\.)?({pattern})", module):
-                alpha = own
-                break
+        alpha = _setting(self.config, "lora_alpha", "alpha_pattern", module)
         stable = self.config.get("use_rslora", False)
         return float(alpha / (math.sqrt(rank) if stable else rank))
 
@@ -112,23 +107,61 @@ def open_adapter(folder: Path) -> Adapter:
         raise CheckpointError(f"{error}; expected a LoRA adapter as peft saves it") from error
     if not isinstance(config, dict) or not isinstance(config.get("lora_alpha"), int | float):
         raise CheckpointError(f"{folder / CONFIG}: has no lora_alpha; it is not a LoRA adapter")
+    _check_config(folder, config)
     for name, plain in _PLAIN.items():
         if config.get(name, plain[0]) not in plain:
             raise CheckpointError(
                 f"{folder / CONFIG}: {name} is {config[name]!r}, expected {plain[0]!r}: more than "
                 f"plain LoRA is not merged here; merge it with peft's merge_and_unload"
             )
-    if not (folder / WEIGHTS).exists():
+    if not (folder / WEIGHTS).is_file():
         raise CheckpointError(
             f"{folder}: has no {WEIGHTS}; a pickled adapter_model.bin can run any code and is not "
             f"read: save the adapter anew with peft"
         )
     checkpoint = open_file(folder / WEIGHTS)
-    return Adapter(folder, config, checkpoint, _modules(folder, checkpoint))
+    return Adapter(folder, config, checkpoint, _modules(folder, config, checkpoint))
 
 
-def _modules(folder: Path, checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Return the adapted modules; each has exactly an A and a B of one rank."""
+def _check_config(folder: Path, config: dict[str, Any]) -> None:
+    """Refuse values that plain LoRA cannot have.
+
+    Raises:
+        CheckpointError: With the first of them.
+    """
+    base = config.get("base_model_name_or_path")
+    if base is not None and not isinstance(base, str):
+        raise CheckpointError(
+            f"{folder / CONFIG}: base_model_name_or_path is {base!r}, expected a path or a name"
+        )
+    for name in ("alpha_pattern", "rank_pattern"):
+        patterns = config.get(name) or {}
+        if not isinstance(patterns, dict) or not all(map(_is_pattern, patterns.items())):
+            raise CheckpointError(
+                f"{folder / CONFIG}: {name} is {patterns!r}, expected regular expressions of "
+                f"module names, each with a number"
+            )
+
+
+def _is_pattern(item: tuple[str, Any]) -> bool:
+    try:
+        re.compile(item[0])
+    except re.error:
+        return False
+    return isinstance(item[1], int | float)
+
+
+def _setting(config: dict[str, Any], name: str, patterns: str, module: str) -> Any:
+    """Return a module's own value of a setting, else that of all."""
+    for pattern, own in (config.get(patterns) or {}).items():
+        # As peft reads it: a regular expression for the end of the name, the first that fits.
+        if re.fullmatch(rf"(.*\.)?({pattern})", module):
+            return own
+    return config.get(name)
+
+
+def _modules(folder: Path, config: dict[str, Any], checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Return the adapted modules; each has exactly an A and a B of the rank the config gives."""
     names = {
         name.removeprefix(_PREFIX).removesuffix(leaf)
         for name in checkpoint.specs
@@ -142,7 +175,7 @@ def _modules(folder: Path, checkpoint: Checkpoint) -> tuple[str, ...]:
             f"{folder / WEIGHTS}: expected a lora_A and a lora_B for each module, found otherwise "
             f"for {some(wrong) or 'all: there are none'}; it is damaged or not a LoRA"
         )
-    for module in names:
+    for module in sorted(names):
         down = checkpoint.specs[f"{_PREFIX}{module}{_A}"].shape
         up = checkpoint.specs[f"{_PREFIX}{module}{_B}"].shape
         if len(down) != 2 or len(up) != 2 or down[0] != up[1]:
@@ -150,18 +183,37 @@ def _modules(folder: Path, checkpoint: Checkpoint) -> tuple[str, ...]:
                 f"{folder / WEIGHTS}: {module} has lora_A {list(down)} and lora_B {list(up)}, "
                 f"expected [rank, in] and [out, rank]"
             )
+        rank = _setting(config, "r", "rank_pattern", module)
+        if not down[0] or down[0] != rank:
+            raise CheckpointError(
+                f"{folder / WEIGHTS}: {module} has rank {down[0]}, but {CONFIG} gives {rank}; the "
+                f"two files are of different adapters"
+            )
+    for name, spec in checkpoint.specs.items():
+        if not DTYPES[spec.dtype].is_floating_point:
+            raise CheckpointError(
+                f"{folder / WEIGHTS}: {name} has dtype {spec.dtype}, expected floating point"
+            )
     return tuple(sorted(names))
 
 
 def put_adapter(model: Any, adapter: Adapter) -> Any:
-    """Return a native model on the meta device with an adapter, in float32, put on by peft."""
+    """Return a native model on the meta device with an adapter, in float32, put on by peft.
+
+    Raises:
+        CheckpointError: peft refuses the adapter's config.
+    """
     import peft
 
-    options = peft.LoraConfig.from_pretrained(adapter.folder)
-    with warnings.catch_warnings():
-        # peft asks transformers by an older name.
-        warnings.simplefilter("ignore", FutureWarning)
-        wrapped = peft.PeftModel(model, options, low_cpu_mem_usage=True)
+    try:
+        with warnings.catch_warnings():
+            # peft asks transformers by an older name.
+            warnings.simplefilter("ignore", FutureWarning)
+            options = peft.LoraConfig.from_pretrained(adapter.folder)
+            wrapped = peft.PeftModel(model, options, low_cpu_mem_usage=True)
+    except (ValueError, TypeError, AttributeError, KeyError, ImportError, re.error) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{adapter.folder / CONFIG}: peft refuses it: {reason}") from error
     # peft leaves the adapter where the base is: on the meta device.
     for name, module in wrapped.named_modules():
         stored = f"{name.removesuffix('.default')}.weight"

@@ -13,8 +13,9 @@ from torch import Tensor
 from adapt.errors import CheckpointError
 from adapt.models.checkpoint_config import naming, resolve_folder
 from adapt.models.conversion import Conversion, ConversionReport, copy_native
-from adapt.models.exporting import NativeSource, open_native, write_native_files
+from adapt.models.exporting import write_native_files
 from adapt.models.lora import Adapter, open_adapter
+from adapt.models.native_source import NativeSource, open_native
 from adapt.models.new_folder import new_folder
 from adapt.models.presets import preset_names
 from adapt.models.shards import Checkpoint, write_checkpoint

@@ -59,7 +59,7 @@ def _layer_pairs(text: Any) -> Iterator[Pair]:
 def _import_config(original: dict[str, Any], image_token_id: int) -> Any:
     from adapt.models.mono import MonoInternVLConfig
 
-    return config_maps.checked_config(
+    return config_maps.checked_model_config(
         MonoInternVLConfig,
         text_config=config_maps.internlm2_text(original),
         vision_config=config_maps.vision_fields(original),

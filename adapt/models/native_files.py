@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from adapt.jsonl import write_json
 from adapt.models.chat import IMAGE_CONTEXT, ChatTemplate
 from adapt.models.presets import model_class
-from adapt.models.tokenizers import stop_token_ids
+from adapt.models.tokenizers import saving, stop_token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -99,7 +99,8 @@ def write_processor(
 ) -> None:
     """Write the tokenizer, the chat template and what AutoProcessor reads."""
     tokenizer.chat_template = chat_template_jinja(template)
-    tokenizer.save_pretrained(folder)
+    with saving(folder):
+        tokenizer.save_pretrained(folder)
     side = int(config.vision_config.image_size[0])
     pictures = {**_NORMALISATION, "size": {"height": side, "width": side}}
     tiling = {"crop_to_patches": True, "max_patches": 12, "min_patches": 1}

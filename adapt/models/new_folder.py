@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,22 +17,47 @@ from adapt.jsonl import disk_fault
 def new_folder(out: Path) -> Iterator[Path]:
     """Give a temporary folder beside `out`; it becomes `out` when the block ends well.
 
+    Otherwise nothing is left, nor of the folders above that had to be made.
+
     Raises:
-        CheckpointError: `out` is there already and holds something.
+        CheckpointError: `out` is there already and holds something, or cannot be replaced.
         EnvironmentFault: The folder cannot be made.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    # Behind any link: the link stays, and what it points to is made or replaced.
+    place = Path(os.path.realpath(out))
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise CheckpointError(f"{out}: is there already; remove it or give another --out")
+    if place == Path.cwd() or place.is_mount():
+        raise CheckpointError(
+            f"{out}: is the current folder or a mount point, which cannot be replaced; give a "
+            f"folder in it: --out {out / 'model'}"
+        )
+    absent = [folder for folder in place.parents if not folder.exists()]
+    temporary = None
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp"))
-    except OSError as error:
-        raise disk_fault(error, out) from error
-    try:
-        temporary.chmod(0o755)
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            temporary = Path(
+                tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}.", suffix=".tmp")
+            )
+            temporary.chmod(0o755)
+        except OSError as error:
+            raise disk_fault(error, out) from error
         yield temporary
-        # Renaming onto an empty folder is allowed, and the only replacement that is.
-        temporary.rename(out)
+        try:
+            # Renaming onto an empty folder is allowed, and the only replacement that is.
+            temporary.rename(place)
+        except OSError as error:
+            raise disk_fault(error, out) from error
     finally:
-        if temporary.exists():
+        if temporary is not None and temporary.exists():
             shutil.rmtree(temporary)
+        _remove_empty(absent)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove folders that are empty, innermost first."""
+    for folder in folders:
+        if not folder.is_dir() or any(folder.iterdir()):
+            return
+        folder.rmdir()

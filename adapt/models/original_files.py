@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 from adapt.errors import CheckpointError
 from adapt.jsonl import write_json
 from adapt.models.chat import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, load_template
-from adapt.models.checkpoint_config import is_same_setting, read_config
+from adapt.models.checkpoint_config import is_same_setting, naming, read_config
 from adapt.models.config_maps import TEXT_SAME, VISION_NAMES
+from adapt.models.known_layouts import layout_of_original
 from adapt.models.native_files import ORIGINAL_FILES, original_files, write_generation_config
 from adapt.models.shards import DTYPES
-from adapt.models.tokenizers import has_tokenizer, load_tokenizer
+from adapt.models.tokenizers import has_tokenizer, load_tokenizer, saving
 
 if TYPE_CHECKING:
-    from adapt.models.exporting import NativeSource
+    from adapt.models.native_source import NativeSource
 
 # As in every OpenGVLab repository of InternVL.
 _PREPROCESSOR: dict[str, Any] = {
@@ -45,6 +46,7 @@ _IMAGE_TOKENS = (
     "<box>",
     "</box>",
 )
+_REMOVE = "remove the folder original/ to have its files written anew"
 # Ids and initial values may differ without another computation.
 _IDLE = {"bos_token_id", "eos_token_id", "pad_token_id", "initializer_range"}
 
@@ -66,25 +68,36 @@ def _restore(folder: Path, kept: Path, source: NativeSource) -> None:
     for path in original_files(kept):
         shutil.copyfile(path, folder / path.name)
     fields = read_config(kept)
-    _require_same_model(kept, fields, source)
+    with naming(kept):
+        _require_same_model(fields, source)
     if _set_dtype(fields, source.checkpoint.main_dtype):
         write_json(folder / "config.json", fields)
 
 
-def _require_same_model(kept: Path, fields: dict[str, Any], source: NativeSource) -> None:
+def _require_same_model(fields: dict[str, Any], source: NativeSource) -> None:
     """Refuse an original config.json that no longer describes the model."""
-    before = source.layout.import_config(fields, source.config.image_token_id)
+    layout = layout_of_original(fields)
+    if layout is not source.layout:
+        raise CheckpointError(
+            f"config.json: is of a {layout.name} model, but the model now is {source.layout.name}; "
+            f"{_REMOVE}"
+        )
+    before = layout.import_config(fields, source.config.image_token_id)
     for section, names in (
+        ("", ["downsample_ratio", "vision_feature_layer"]),
         ("text_config", [name for name in TEXT_SAME if name not in _IDLE] + ["rope_parameters"]),
         ("vision_config", [name for name in VISION_NAMES.values() if name not in _IDLE]),
     ):
         for name in names:
-            old = getattr(getattr(before, section), name)
-            new = getattr(getattr(source.config, section), name)
+            # Mono-InternVL has no layers to choose from.
+            old, new = (
+                getattr(getattr(config, section, config), name, None)
+                for config in (before, source.config)
+            )
             if not is_same_setting(old, new):
+                place = f"{section}.{name}".lstrip(".")
                 raise CheckpointError(
-                    f"{kept}/config.json: gives {section}.{name} {old}, but the model now has "
-                    f"{new}; remove {kept} to have the original files written anew"
+                    f"config.json: gives {place} {old}, but the model now has {new}; {_REMOVE}"
                 )
 
 
@@ -116,7 +129,8 @@ def _write_anew(folder: Path, source: NativeSource) -> None:
 
 def _write_tokenizer(folder: Path, tokenizer: Any, max_positions: int) -> None:
     """Write tokenizer.json and a tokenizer_config.json that transformers 4 and 5 both read."""
-    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    with saving(folder / "tokenizer.json"):
+        tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
     known = tokenizer.get_vocab()
     roles = ("bos_token", "eos_token", "pad_token", "unk_token")
     write_json(

@@ -120,10 +120,12 @@ class _Vision:
     def __init__(self, checkpoint: Checkpoint, config: dict[str, Any]) -> None:
         self._checkpoint = checkpoint
         self._config = config["vision_config"]
-        self._is_patch_only = self._config.get("model_type") == "intern_vit_patch"
-        layers = self._config["num_hidden_layers"]
-        chosen = config["select_layer"]
-        self._layers = layers if chosen == -1 else chosen % (layers + 1)
+        layers, chosen = self._config["num_hidden_layers"], config["select_layer"]
+        if config["llm_config"]["architectures"][0] == "InternLM2VEForCausalLM":
+            # Mono-InternVL has the embeddings alone, whatever layers its config gives.
+            self._layers = 0
+        else:
+            self._layers = layers if chosen == -1 else chosen % (layers + 1)
 
     def patches(self, pixel_values: Tensor) -> Tensor:
         """Return [tiles, patches, vision hidden], the class token gone."""
@@ -134,7 +136,7 @@ class _Vision:
         patches = patches.flatten(2).transpose(1, 2)
         first = tensors.get("class_embedding").expand(len(patches), -1, -1)
         hidden = torch.cat((first, patches), 1) + tensors.get("position_embedding")
-        for layer in range(0 if self._is_patch_only else self._layers):
+        for layer in range(self._layers):
             hidden = self._layer(layer, hidden)
         return hidden[:, 1:]
 
@@ -178,12 +180,12 @@ class _Language:
         self._kv_heads = config["num_key_value_heads"]
         self._head_dim = config["hidden_size"] // self._heads
         self._model = _Tensors(checkpoint, "language_model.model.")
+        table = "tok_embeddings" if self._is_internlm2 else "embed_tokens"
+        self._embedding = f"language_model.model.{table}.weight"
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Return the embeddings of token ids; only their rows are read."""
-        name = "tok_embeddings" if self._is_internlm2 else "embed_tokens"
-        table = self._checkpoint.read(f"language_model.model.{name}.weight")
-        return table[input_ids].float()
+        return self._checkpoint.read(self._embedding)[input_ids].float()
 
     def run(self, hidden: Tensor, positions: Tensor, is_image: Tensor) -> Tensor:
         """Return the hidden states after the last norm: [tokens, hidden]."""
@@ -205,7 +207,7 @@ class _Language:
         name = "output" if self._is_internlm2 else "lm_head"
         full = f"language_model.{name}.weight"
         if full not in self._checkpoint.specs:
-            full = "language_model.model.embed_tokens.weight"
+            full = self._embedding
         blocks = self._checkpoint.row_blocks(full, _HEAD_ROWS)
         return torch.cat([hidden @ rows.float().T for rows in blocks], -1)
 

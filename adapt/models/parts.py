@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import InternVLVisionModel
 
 from adapt.errors import CheckpointError
-from adapt.models.conversion import native_shapes, require_tensors
+from adapt.models.conversion import native_shapes, original_shapes, require_tensors
 from adapt.models.layouts import Layout, Pair, Shape
 from adapt.models.name_maps import vision_pairs
 from adapt.models.shards import DTYPES, Checkpoint, TensorSpec
@@ -119,11 +119,7 @@ def compose(layout: Layout, config: Any, parts: Parts) -> ComposedCheckpoint:
         CheckpointError: A part lacks tensors, has some left over or of another shape.
     """
     pairs = layout.pairs(config)
-    shapes = native_shapes(layout, config, pairs)
-    expected = {
-        pair.original: pair.cut.joined_shape([shapes[name] for name in pair.native])
-        for pair in pairs
-    }
+    expected = original_shapes(pairs, native_shapes(layout, config, pairs))
     readers = {**_language_readers(parts, expected), **_vision_readers(parts, expected, config)}
     for name in expected.keys() - readers.keys():
         readers[name] = partial(_fresh, name, expected[name], parts.seed)

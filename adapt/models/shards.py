@@ -102,10 +102,21 @@ class Checkpoint:
                 yield file.get_slice(spec.name)[start : start + rows]
 
     def renamed(self, rename: Callable[[str], str]) -> Checkpoint:
-        """Return the same tensors under other names."""
-        return Checkpoint(
-            self.folder, {rename(name): stored for name, stored in self._stored.items()}
-        )
+        """Return the same tensors under other names.
+
+        Raises:
+            CheckpointError: Two of them would have the same name.
+        """
+        renamed: dict[str, tuple[Path, TensorSpec]] = {}
+        for name, stored in self._stored.items():
+            new = rename(name)
+            if new in renamed:
+                raise CheckpointError(
+                    f"{self.folder}: {name} and {renamed[new][1].name} are two names of one "
+                    f"tensor; files of two checkpoints may be mixed: fetch them again"
+                )
+            renamed[new] = stored
+        return Checkpoint(self.folder, renamed)
 
     def without(self, dropped: str) -> Checkpoint:
         """Return the same tensors but one."""
@@ -165,11 +176,11 @@ def _shard_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder, expected a checkpoint")
     single, index = folder / SINGLE, folder / INDEX
-    if single.exists() and index.exists():
+    if single.is_file() and index.exists():
         raise CheckpointError(
             f"{folder}: has {SINGLE} and {INDEX}; one of them is left over: remove the stale one"
         )
-    if single.exists():
+    if single.is_file():
         return [single]
     if index.exists():
         found = [folder / name for name in sorted(set(_weight_map(index).values()))]

@@ -86,7 +86,8 @@ def render_records(
         except RecordError as error:
             raise RecordError(f"{records}:{number}: {error}") from error
         learned = sum(label != UNSUPERVISED for label in sample.labels)
-        of_tiles = f"{sum(tiles) * handle.tokens_per_tile} of them of {sum(tiles)} tiles"
+        count = sum(tiles)
+        of_tiles = f"{count * handle.tokens_per_tile} of them of {count} tile{'s' * (count != 1)}"
         yield f"{record.id}: {len(sample.input_ids)} tokens, {of_tiles}, {learned} learned"
         yield from _token_lines(handle.tokenizer, sample)
 

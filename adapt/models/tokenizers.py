@@ -11,14 +11,17 @@ imported once loads anywhere. Ids are read from these files, never assumed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapt.errors import CheckpointError, SourceError
-from adapt.jsonl import read_bytes, read_json
+from adapt.jsonl import disk_fault, read_bytes, read_json
 from adapt.models.chat import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, ChatTemplate
 from adapt.models.sentencepiece_model import convert_sentencepiece, read_sentencepiece
 
@@ -155,12 +158,26 @@ def read_settings(folder: Path) -> TokenizerSettings:
         value = value.get("content") if isinstance(value, dict) else value
         if value is not None:
             roles[role] = str(value)
-    added: dict[int, Mapping[str, Any]] = {
-        int(number): {"content": text} for text, number in added_ids.items()
-    }
-    for number, token in options.get("added_tokens_decoder", {}).items():
-        added[int(number)] = token
+    try:
+        added = _added_tokens(added_ids, options.get("added_tokens_decoder") or {})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder}: tokenizer_config.json or added_tokens.json lists added tokens that have no "
+            f"id or no content; fetch the tokenizer of this model again"
+        ) from error
     return TokenizerSettings(roles, added, options)
+
+
+def _added_tokens(
+    ids: Mapping[str, Any], decoder: Mapping[str, Mapping[str, Any]]
+) -> dict[int, Mapping[str, Any]]:
+    """Return added tokens by id: of added_tokens.json, then of tokenizer_config.json."""
+    by_id = {int(number): {"content": text} for text, number in ids.items()}
+    described = {
+        int(number): {**token, "content": str(token["content"])}
+        for number, token in decoder.items()
+    }
+    return {**by_id, **described}
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -178,7 +195,8 @@ def _read_backend(folder: Path, settings: TokenizerSettings) -> Tokenizer:
     if (path := folder / "tokenizer.json").exists():
         if "model" not in _read_object(path):
             raise CheckpointError(f"{path}: no `model` in it; it is not a tokenizer")
-        return Tokenizer.from_file(str(path))
+        with _refusing(path):
+            return Tokenizer.from_file(str(path))
     if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
         return _read_qwen2(folder, settings)
     if (path := folder / "tokenizer.model").exists():
@@ -197,6 +215,38 @@ def _read_backend(folder: Path, settings: TokenizerSettings) -> Tokenizer:
     )
 
 
+@contextmanager
+def saving(path: Path) -> Iterator[None]:
+    """Turn a disk's fault that the tokenizers library met while writing to `path` into ours.
+
+    Raises:
+        EnvironmentFault: The disk is full or the folder cannot be written.
+    """
+    try:
+        yield
+    except Exception as error:
+        # The library raises Exception itself, with the number of the fault in its text.
+        number = re.search(r"os error (\d+)", str(error))
+        if type(error) is not Exception or number is None:
+            raise
+        fault = int(number[1])
+        raise disk_fault(OSError(fault, os.strerror(fault)), path) from error
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Turn what the tokenizers library says of a file into a CheckpointError."""
+    try:
+        yield
+    except Exception as error:
+        # The library raises Exception itself for its own complaints; others are bugs.
+        if type(error) not in (Exception, TypeError, OverflowError):
+            raise
+        raise CheckpointError(
+            f"{path}: not a tokenizer ({error}); fetch the tokenizer of this model again"
+        ) from error
+
+
 def _is_llama(settings: TokenizerSettings) -> bool:
     return str(settings.options.get("tokenizer_class", "")).startswith("Llama")
 
@@ -213,7 +263,8 @@ def _read_qwen2(folder: Path, settings: TokenizerSettings) -> Tokenizer:
         )
     vocabulary = _read_object(folder / "vocab.json")
     merges = _read_merges(folder / "merges.txt", vocabulary)
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    with _refusing(folder / "vocab.json"):
+        tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     tokenizer.normalizer = normalizers.NFC()
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     words = pre_tokenizers.Split(Regex(_QWEN2_WORDS), behavior="isolated")
@@ -223,8 +274,14 @@ def _read_qwen2(folder: Path, settings: TokenizerSettings) -> Tokenizer:
 
 
 def _read_merges(path: Path, vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
+    try:
+        lines = read_bytes(path).decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(
+            f"{path}: not UTF-8 ({error}); fetch the tokenizer of this model again"
+        ) from error
     merges = []
-    for number, line in enumerate(read_bytes(path).decode("utf-8").split("\n"), start=1):
+    for number, line in enumerate(lines, start=1):
         if not line or (number == 1 and line.startswith("#version")):
             continue
         left, _, right = line.rstrip("\r").partition(" ")

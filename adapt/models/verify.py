@@ -8,7 +8,8 @@ text, and text at positions beyond the point where a dynamic or long rope change
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,12 +21,13 @@ from adapt.models.checkpoint_config import (
     is_original,
     is_same_setting,
     naming,
-    native_config,
     read_config,
     resolve_folder,
 )
 from adapt.models.config_maps import with_defaults
-from adapt.models.known_layouts import layout_of_native, layout_of_original
+from adapt.models.conversion import native_shapes, original_shapes, require_tensors
+from adapt.models.known_layouts import layout_of_original
+from adapt.models.native_source import open_native
 from adapt.models.original_forward import OriginalForward
 from adapt.models.shards import open_checkpoint
 from adapt.models.streamed import NativeForward
@@ -157,24 +159,32 @@ def open_side(folder: Path, image_token: int | None, *, name: str | None = None)
     """
     fields = read_config(folder)
     with naming(folder):
-        config, forward = _open_forward(folder, fields, image_token)
-    return Side(name or str(folder), config, open_checkpoint(folder).main_dtype, forward)
+        if is_original(fields):
+            side = _original_side(folder, fields, image_token)
+        else:
+            side = _native_side(folder)
+    return replace(side, name=name or str(folder))
 
 
-def _open_forward(
-    folder: Path, fields: dict[str, Any], image_token: int | None
-) -> tuple[Any, Forward]:
-    checkpoint = open_checkpoint(folder)
-    if not is_original(fields):
-        native, config = layout_of_native(fields), native_config(fields)
-        return config, NativeForward(native, config, checkpoint.renamed(native.memory_name))
+def _native_side(folder: Path) -> Side:
+    native = open_native(folder)
+    layout, config, checkpoint = native.layout, native.config, native.checkpoint
+    require_tensors(checkpoint, native_shapes(layout, config, layout.pairs(config)))
+    forward = NativeForward(layout, config, checkpoint)
+    return Side(str(folder), config, checkpoint.main_dtype, forward)
+
+
+def _original_side(folder: Path, fields: dict[str, Any], image_token: int | None) -> Side:
     layout = layout_of_original(fields)
     if image_token is None:
         raise CheckpointError(
             "has no tokenizer, so its image token is unknown; give --image-token-id"
         )
     config = layout.import_config(fields, image_token)
-    return config, OriginalForward(checkpoint, with_defaults(fields), image_token)
+    checkpoint, pairs = open_checkpoint(folder), layout.pairs(config)
+    require_tensors(checkpoint, original_shapes(pairs, native_shapes(layout, config, pairs)))
+    forward = OriginalForward(checkpoint, with_defaults(fields), image_token)
+    return Side(str(folder), config, checkpoint.main_dtype, forward)
 
 
 def require_agreement(a: Side, b: Side, *, rounded: bool = False) -> Difference:
@@ -190,6 +200,11 @@ def require_agreement(a: Side, b: Side, *, rounded: bool = False) -> Difference:
         CheckFailed: They disagree.
     """
     difference = compare(a, b, rounded=rounded)
+    if not math.isfinite(difference.scale):
+        raise CheckFailed(
+            f"{a.name} or {b.name} computes logits that are no numbers ({difference.scale}): "
+            f"weights are NaN or infinite; take a checkpoint from before they became so"
+        )
     if not difference.is_within:
         raise CheckFailed(f"{a.name} and {b.name} do not compute the same: {difference}")
     return difference

@@ -24,9 +24,10 @@ import torch.distributed as dist
 
 from adapt.errors import CheckpointError, UsageError
 from adapt.jsonl import write_bytes, write_json
+from adapt.run_paths import LATEST
 from adapt.train.disk import disk_faults_named
 from adapt.train.engine import Engine
-from adapt.train.run_state import LATEST, STATE, RunState
+from adapt.train.run_state import STATE, RunState
 from adapt.train.weights import gather_weights, write_weights
 
 if TYPE_CHECKING:

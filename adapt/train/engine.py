@@ -22,7 +22,7 @@ from adapt.models.drop_path import inject_drop_path
 from adapt.models.freeze import FreezeReport, freeze, lora_pattern, report_parameters, train_mode
 from adapt.models.presets import model_class
 from adapt.train.collate import Pack
-from adapt.train.optimizer import deepspeed_config, make_optimizer
+from adapt.train.optimizer import deepspeed_config, make_optimizer, refusals_named
 from adapt.train.packed_model import PackedModel
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def build_engine(handle: ModelHandle, recipe: Recipe, device: torch.device) -> E
     """Load the model and wrap it as the recipe says.
 
     Raises:
-        RecipeError: The method does not fit the model.
+        RecipeError: The method does not fit the model, or DeepSpeed refuses its file.
         EnvironmentFault: QLoRA without what it needs.
     """
     import deepspeed
@@ -130,9 +130,10 @@ def build_engine(handle: ModelHandle, recipe: Recipe, device: torch.device) -> E
     counts = report_parameters(core)
     optimizer = make_optimizer(core, recipe)
     config = deepspeed_config(recipe, trained=counts.trainable)
-    wrapped, *_ = deepspeed.initialize(
-        model=packed, optimizer=optimizer, config=config, dist_init_required=False
-    )
+    with refusals_named(recipe):
+        wrapped, *_ = deepspeed.initialize(
+            model=packed, optimizer=optimizer, config=config, dist_init_required=False
+        )
     engine = Engine(
         deepspeed=wrapped,
         packed=packed,

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from adapt.errors import UsageError
 from adapt.recipe import load_recipe
+from adapt.run_paths import RunFolder
 from adapt.train.place import Place, find_place
 from adapt.train.processes import rank_command, run_ranks
-from adapt.train.run_folder import RunFolder, prepare
+from adapt.train.run_folder import prepare
 from adapt.train.threads import wait_politely
 
 
@@ -33,6 +34,8 @@ def run_train(
     Raises:
         AdaptError: See `adapt.errors`; every one names what to do.
     """
+    if nproc is not None and nproc < 1:
+        raise UsageError(f"--nproc {nproc}: expected at least 1")
     wait_politely()
     options = load_recipe(recipe, overrides)
     place = find_place(os.environ)

@@ -8,7 +8,7 @@ import orjson
 import yaml
 
 from adapt.jsonl import write_bytes
-from adapt.train.run_folder import RunFolder
+from adapt.run_paths import RunFolder
 
 if TYPE_CHECKING:
     from adapt.mix import Mix
@@ -93,8 +93,9 @@ def _losses(run: RunFolder) -> list[str]:
     first, last = (
         sum(line["loss"] for line in part) / count for part in (lines[:count], lines[-count:])
     )
+    lasting = "one line" if count == 1 else f"the mean of {count} lines"
     return [
         f"{lines[-1]['step']} steps, {sum(line['tokens'] for line in lines):,} tokens. Training "
-        f"loss {first:.4f} at the start, {last:.4f} at the end (each the mean of {count} lines of "
+        f"loss {first:.4f} at the start, {last:.4f} at the end (each {lasting} of "
         f"`metrics.jsonl`)."
     ]

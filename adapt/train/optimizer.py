@@ -7,10 +7,12 @@ shipped file of `recipes/deepspeed` or the user's; what the recipe decides is fi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adapt.errors import RecipeError
+from adapt.errors import EnvironmentFault, RecipeError
 from adapt.jsonl import read_json
 from adapt.resources import recipes_dir
 
@@ -31,6 +33,10 @@ _RECIPE_DECIDES = {
     "fp16": "dtype",
 }
 """Keys of a DeepSpeed file that stand in the recipe, and where there."""
+_STAGES = (1, 2, 3)
+_BUCKETS = ("reduce_bucket_size", "allgather_bucket_size")
+_ZERO_NUMBERS = (*_BUCKETS, "stage3_prefetch_bucket_size", "stage3_max_live_parameters")
+_ZERO_OBJECTS = ("offload_optimizer", "offload_param")
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -82,11 +88,9 @@ def deepspeed_config(recipe: Recipe, *, trained: int) -> dict[str, Any]:
         trained: Parameters that are trained: no bucket need be larger.
 
     Raises:
-        RecipeError: The file is no JSON object, or sets what the recipe decides.
+        RecipeError: The file is no JSON object, has no ZeRO stage, or sets what the recipe decides.
     """
-    path = recipes_dir() / "deepspeed" / f"{recipe.deepspeed}.json"
-    if not path.is_file():
-        path = Path(recipe.deepspeed)
+    path = _settings_path(recipe)
     settings = read_json(path)
     if not isinstance(settings, dict):
         raise RecipeError(f"{path}: holds a {type(settings).__name__}, expected a JSON object")
@@ -94,11 +98,12 @@ def deepspeed_config(recipe: Recipe, *, trained: int) -> dict[str, Any]:
         if not _is_left_open(settings.get(key, "auto")):
             raise RecipeError(f"{path}: sets {key}, which the recipe decides ({field}); remove it")
         settings.pop(key, None)
-    zero = settings.get("zero_optimization", {})
-    for bucket in ("reduce_bucket_size", "allgather_bucket_size"):
-        if isinstance(zero.get(bucket), int):
-            zero[bucket] = min(zero[bucket], trained)
+    zero = _zero_part(settings.get("zero_optimization"), path)
+    for bucket in _BUCKETS:
+        if bucket in zero:
+            zero[bucket] = min(int(zero[bucket]), trained)
     return settings | {
+        "zero_optimization": zero,
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": recipe.gradient_accumulation,
         "gradient_clipping": recipe.max_grad_norm,
@@ -109,3 +114,68 @@ def deepspeed_config(recipe: Recipe, *, trained: int) -> dict[str, Any]:
         # Its own progress lines are not wanted.
         "steps_per_print": 2**31,
     }
+
+
+def _settings_path(recipe: Recipe) -> Path:
+    shipped = recipes_dir() / "deepspeed" / f"{recipe.deepspeed}.json"
+    return shipped if shipped.is_file() else Path(recipe.deepspeed)
+
+
+def _zero_part(found: object, path: Path) -> dict[str, Any]:
+    """Return `zero_optimization` without what it leaves to DeepSpeed (null, "auto").
+
+    Without a stage there is no gradient norm; DeepSpeed takes a misspelt key for none at all.
+    """
+    if not isinstance(found, dict):
+        raise RecipeError(
+            f"{path}: zero_optimization is {found!r}, expected an object such as "
+            f'{{"stage": 2}}; docs/recipes.md says what such a file holds'
+        )
+    zero = {key: value for key, value in found.items() if value is not None and value != "auto"}
+    stage = zero.get("stage")
+    if stage not in _STAGES or isinstance(stage, bool | float):
+        raise RecipeError(f"{path}: zero_optimization.stage is {stage!r}, expected 1, 2 or 3")
+    for key in zero.keys() & {*_ZERO_NUMBERS, *_ZERO_OBJECTS}:
+        value, words = zero[key], "a number"
+        fits = isinstance(value, int | float) and not isinstance(value, bool)
+        if key in _ZERO_OBJECTS:
+            fits, words = isinstance(value, dict), 'an object such as {"device": "cpu"}'
+        if not fits:
+            raise RecipeError(f"{path}: zero_optimization.{key} is {value!r}, expected {words}")
+    return zero
+
+
+@contextmanager
+def refusals_named(recipe: Recipe) -> Iterator[None]:
+    """Name a user's own file in what DeepSpeed finds wrong with it.
+
+    Raises:
+        RecipeError: DeepSpeed refuses a setting of the file.
+        EnvironmentFault: A setting needs an operator that cannot be compiled here.
+    """
+    from deepspeed.runtime.config import DeepSpeedConfigError
+
+    path = _settings_path(recipe)
+    is_shipped = path.parent == recipes_dir() / "deepspeed"
+    try:
+        yield
+    except (DeepSpeedConfigError, AssertionError, TypeError, ValueError) as error:
+        if is_shipped:
+            raise
+        raise RecipeError(f"{path}: DeepSpeed refuses it: {_in_a_line(error)}") from error
+    except RuntimeError as error:
+        if is_shipped or "JIT load" not in str(error):
+            raise
+        raise EnvironmentFault(
+            f"{path}: needs a part of DeepSpeed that cannot be compiled here: {_in_a_line(error)}"
+        ) from error
+
+
+def _in_a_line(error: Exception) -> str:
+    """Return an error's text in one line; of pydantic's the settings and what is wrong there."""
+    from pydantic import ValidationError
+
+    if isinstance(error, ValidationError):
+        found = error.errors()
+        return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg'].lower()}" for one in found)
+    return " ".join(str(error).split()) or type(error).__name__

@@ -5,7 +5,8 @@
       +- rank 1   into RUN/logs/rank-1.log
 
 When one fails, the others, which would wait for it for ever, are ended, and the failure of the
-first is reported. SIGINT and SIGTERM are passed on; the ranks then save a checkpoint and leave.
+first is reported. SIGINT and SIGTERM are passed on as SIGTERM; the ranks then save a checkpoint and
+leave.
 A rank also leaves by itself when its launcher is gone, so none is ever left behind.
 """
 
@@ -160,7 +161,7 @@ def _running(ranks: Sequence[_Rank]) -> bool:
 
 
 def _failed(ranks: Sequence[_Rank], received: Sequence[int]) -> list[_Rank]:
-    expected = {0, *_INTERRUPTED, *(-number for number in received)}
+    expected = {0, *_INTERRUPTED, *((-signal.SIGTERM,) if received else ())}
     return [rank for rank in ranks if (rank.process.poll() or 0) not in expected]
 
 
@@ -217,7 +218,8 @@ def _signals_passed_on(ranks: Sequence[_Rank]) -> Iterator[list[int]]:
             signal.raise_signal(number)
         for rank in ranks:
             if rank.process.poll() is None:
-                rank.process.send_signal(number)
+                # Never SIGINT: a rank that still imports would answer with a traceback.
+                rank.process.terminate()
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

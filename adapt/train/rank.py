@@ -15,9 +15,9 @@ from types import FrameType
 from typing import NoReturn
 
 from adapt.errors import AdaptError
+from adapt.run_paths import RunFolder
 from adapt.train.place import find_place
 from adapt.train.processes import LAUNCHER, leave_with
-from adapt.train.run_folder import RunFolder
 from adapt.train.session import run_rank
 
 BUG = 70

@@ -1,17 +1,4 @@
-"""The folder of a run: what is in it, and whether a run may begin or go on there.
-
-RUN/
-    recipe.yaml      every option, defaults filled in
-    versions.json    what it ran on
-    plan/            plan.parquet
-    metrics.jsonl    a line a step; tensorboard/ has the same
-    unreadable.jsonl records that were left out, when the recipe allows it
-    checkpoints/     see adapt.train.checkpoint
-    logs/            what ranks wrote, when there are several
-    adapter/         LoRA: the adapter alone
-    model/           the result, a checkpoint for adapt predict and transformers
-    README.md        model card
-"""
+"""Whether a run may begin or go on in its folder, and what it needs there before it starts."""
 
 from __future__ import annotations
 
@@ -19,17 +6,17 @@ import importlib.metadata
 import platform
 import shutil
 import subprocess
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapt import __version__
 from adapt.errors import CheckpointError, RecipeError, UsageError
 from adapt.jsonl import write_bytes, write_json
 from adapt.options import as_plain
-from adapt.recipe import Recipe, load_recipe, recipes_for
+from adapt.recipe import Recipe, load_recipe
 from adapt.recipe_view import render_recipe
 from adapt.resources import ROOT
+from adapt.run_paths import RunFolder
+from adapt.train.optimizer import deepspeed_config
 from adapt.train.run_state import find_latest
 
 if TYPE_CHECKING:
@@ -57,53 +44,6 @@ MAY_CHANGE = frozenset(
 _LIBRARIES = ("torch", "deepspeed", "transformers", "peft", "tokenizers", "safetensors", "numpy")
 
 
-@dataclass(frozen=True, slots=True)
-class RunFolder:
-    """Paths of a run."""
-
-    folder: Path
-
-    @property
-    def recipe(self) -> Path:
-        """The resolved recipe."""
-        return self.folder / "recipe.yaml"
-
-    @property
-    def plan(self) -> Path:
-        """Folder of the plan."""
-        return self.folder / "plan"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the checkpoints."""
-        return self.folder / "checkpoints"
-
-    @property
-    def model(self) -> Path:
-        """The trained model."""
-        return self.folder / "model"
-
-    @property
-    def adapter(self) -> Path:
-        """The adapter alone, of a LoRA run."""
-        return self.folder / "adapter"
-
-    @property
-    def logs(self) -> Path:
-        """Folder of the ranks' logs."""
-        return self.folder / "logs"
-
-    @property
-    def metrics(self) -> Path:
-        """A line for each step."""
-        return self.folder / "metrics.jsonl"
-
-    @property
-    def unreadable(self) -> Path:
-        """A line for each record left out."""
-        return self.folder / "unreadable.jsonl"
-
-
 def prepare(recipe: Recipe, *, resume: bool) -> RunFolder:
     """Make a run's folder ready, plan included, before any rank starts.
 
@@ -119,11 +59,16 @@ def prepare(recipe: Recipe, *, resume: bool) -> RunFolder:
     """
     from adapt.mix import read_mix
     from adapt.models.handle import open_model
+    from adapt.plan_report import domain_notice
 
     run = RunFolder(recipe.out)
     _may_use(run, recipe, resume=resume)
+    # Refuses a bad file now, not when the mix is measured and the ranks have started.
+    deepspeed_config(recipe, trained=0)
     mix = read_mix(recipe.mix)
-    warn_of_domain(recipe, mix)
+    mix.verify()
+    if notice := domain_notice(recipe, mix):
+        print(notice)
     handle = open_model(recipe.model)
     plan = _ready_plan(recipe, handle, mix, run)
     write_bytes(run.recipe, render_recipe(recipe).encode())
@@ -190,19 +135,6 @@ def _ready_plan(recipe: Recipe, handle: ModelHandle, mix: Mix, run: RunFolder) -
         file.unlink(missing_ok=True)
     plan.save(run.plan)
     return plan
-
-
-def warn_of_domain(recipe: Recipe, mix: Mix) -> None:
-    """Say so when the mix is of another domain than the recipe is for."""
-    found = {source.domain for source in mix.manifest.sources if source.role == "domain"} - {""}
-    if not recipe.domains or not found or found & set(recipe.domains):
-        return
-    fitting = sorted({name for domain in found for name in recipes_for(domain)})
-    advice = f"the recipe for it is {' or '.join(fitting)}" if fitting else "no recipe is for it"
-    print(
-        f"note: recipe {recipe.name} is for {', '.join(recipe.domains)}, the mix {recipe.mix} is "
-        f"of {', '.join(sorted(found))}: {advice}; going on"
-    )
 
 
 def versions() -> dict[str, Any]:

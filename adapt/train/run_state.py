@@ -12,10 +12,10 @@ import msgspec
 
 from adapt.errors import CheckpointError
 from adapt.jsonl import read_bytes
+from adapt.run_paths import LATEST
 
 FORMAT = 1
 STATE = "state.json"
-LATEST = "latest"
 
 
 class RunState(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ other, or positions ran on, the second record's logits differ by as much as logi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,12 +25,15 @@ if TYPE_CHECKING:
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 
-def choose_records(plan: Plan, rope_switch: int | None) -> list[PlannedRecord]:
+def choose_records(
+    plan: Plan, rope_switch: int | None, *, without: Collection[int] = ()
+) -> list[PlannedRecord]:
     """Return two short records that may share a pack, with pictures where there are some.
 
     Args:
         plan: Of the run.
         rope_switch: Tokens above which a record may not share a pack with one below.
+        without: Rows of the mix to leave aside: their pictures cannot be read.
 
     Returns:
         Two records, or none when the plan has no two.
@@ -38,7 +41,7 @@ def choose_records(plan: Plan, rope_switch: int | None) -> list[PlannedRecord]:
     seen: list[PlannedRecord] = []
     for index in range(min(plan.num_packs, 64)):
         seen += plan.pack(index)
-    usable = [record for record in seen if record.supervised]
+    usable = [one for one in seen if one.supervised and one.mix_index not in without]
     usable.sort(key=lambda record: (record.tiles == 0, record.tokens, record.mix_index))
     switch = rope_switch or max((record.tokens for record in usable), default=0)
     sides = [[r for r in usable if (r.tokens > switch) is longer] for longer in (False, True)]

@@ -20,8 +20,9 @@ import torch.distributed as dist
 from adapt.jsonl import disk_fault
 from adapt.models.new_folder import new_folder
 from adapt.recipe import Recipe, load_recipe
+from adapt.run_paths import RunFolder
 from adapt.train.checkpoint import restore, save_checkpoint
-from adapt.train.dataset import Lost, PackReader
+from adapt.train.dataset import Lost, PackReader, UnreadableRecord
 from adapt.train.disk import disk_faults_named
 from adapt.train.engine import Engine, build_engine
 from adapt.train.loop import Sharing, StepDone, Work, pack_totals, run_steps, stop_requests
@@ -29,7 +30,6 @@ from adapt.train.metrics import Metrics, keep_until, open_metrics
 from adapt.train.model_card import write_card
 from adapt.train.place import Place, joined
 from adapt.train.quiet import quiet_training
-from adapt.train.run_folder import RunFolder
 from adapt.train.run_state import RunState, find_latest, read_state
 from adapt.train.schedule import make_schedule
 from adapt.train.selfcheck import check_packing, choose_records
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from adapt.mix import Mix
     from adapt.models.handle import ModelHandle
     from adapt.plan import Plan
+    from adapt.train.collate import LoadedRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,13 +128,28 @@ def _restore(session: Session) -> RunState:
 
 
 def _prove_packing(session: Session) -> None:
-    planned = choose_records(session.plan, session.handle.rope_switch)
-    if len(planned) < 2:
+    records = _records_to_prove_with(session)
+    if not records:
         _say("packing: not checked, the plan has no two records that could share a pack")
         return
-    records = [session.reader.record(record, epoch=0) for record in planned]
     difference = check_packing(session.engine, records, session.reader.filler)
     _say(f"packing: two records in a pack equal the same apart (within {difference:.1e})")
+
+
+def _records_to_prove_with(session: Session) -> list[LoadedRecord]:
+    """Return two records; those that cannot be read are passed over as far as the recipe allows."""
+    unreadable: set[int] = set()
+    while True:
+        planned = choose_records(session.plan, session.handle.rope_switch, without=unreadable)
+        if len(planned) < 2:
+            return []
+        try:
+            return [session.reader.record(one, epoch=0) for one in planned]
+        except UnreadableRecord as error:
+            # Neither counted nor listed here: that is done in the step they belong to.
+            unreadable.add(error.lost.mix_index)
+            if len(unreadable) > session.recipe.max_unreadable:
+                raise
 
 
 def _metrics(session: Session, start: int) -> AbstractContextManager[Metrics | None]:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from adapt.cli import run
 from adapt.converters import drivelm
 from adapt.converters._drivelm_rules import OPTIONS_PHRASE
 from adapt.converters._drivelm_tags import to_original
@@ -314,3 +315,12 @@ def test_the_challenges_files_are_read(shared: Path, records: Records) -> None:
     assert sum("no-object-infos" in record.notes for record in found) == 6
     assert [json.loads(record.extra)["tag"] for record in found[:4]] == [[2], [0], [3], [0]]
     assert found[1].turns[1].text == "D"
+
+
+def test_a_limit_inside_a_lost_frame(raw: Path, tmp_path: Path) -> None:
+    (raw / "nuscenes/samples/CAM_BACK/f2.jpg").unlink()
+    out = tmp_path / "out"
+    options = ("--limit", "8", "--max-skips", "2", "--workers", "1")
+    assert run(["convert", "drivelm", str(raw), "--out", str(out), *options]) == 0
+    ledger = json.loads((out / "dataset.json").read_text())["splits"]["train"]["ledger"]
+    assert [ledger[key] for key in ("units_in", "used", "skipped", "records")] == [8, 6, 2, 6]

@@ -123,7 +123,8 @@ class TestSources:
             ("[]", "Expected `object`, got `array`"),
             ('"text"', "Expected `object`"),
             ("12", "Expected `object`"),
-            ("\ufeff{}", "not valid JSON at byte 0: invalid character; the file"),
+            ("\ufeff[]", "Expected `object`, got `array`"),
+            ('\ufeff{"s1": 1} x', "not valid JSON at byte 14: trailing characters"),
             ('{"s1": {"key_frames": }}', "not valid JSON at byte 22"),
             ('{"s1": {"key_frames": {', r"not valid JSON at byte 23 \(its end\)"),
             ('{"s1": 1} x', "not valid JSON at byte 11: trailing characters"),
@@ -131,6 +132,25 @@ class TestSources:
     )
     def test_no_json_of_this_kind(self, tmp_path: Path, text: str, message: str) -> None:
         (tmp_path / "v1_1_train_nus.json").write_text(text)
+        with pytest.raises(SourceError, match=message):
+            drivelm.parts(tmp_path, "train")
+
+    def test_a_byte_order_mark_is_passed_over(self, raw: Path, records: Records) -> None:
+        path = raw / "v1_1_train_nus.json"
+        without = records(raw)
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+        assert records(raw) == without
+
+    @pytest.mark.parametrize(
+        ("data", "message"),
+        [
+            ('{"s1": 1}'.encode("utf-16"), "is UTF-16 text, expected UTF-8; save it as UTF-8"),
+            (b'{"s\xff": {}}', r"a key is no UTF-8 text \(invalid start byte\): b's.xff'"),
+            (b'{"s1": ' + b"[" * 99999 + b"]" * 99999 + b"}", "JSON nested too deeply to read"),
+        ],
+    )
+    def test_no_text_of_this_kind(self, tmp_path: Path, data: bytes, message: str) -> None:
+        (tmp_path / "v1_1_train_nus.json").write_bytes(data)
         with pytest.raises(SourceError, match=message):
             drivelm.parts(tmp_path, "train")
 
@@ -217,6 +237,11 @@ class TestBadQuestions:
             (lambda f: f["key_object_infos"][C1].pop("2d_bbox"), 0, "bad-box"),
             (lambda f: f["key_object_infos"][C1].update({"2d_bbox": "1"}), 0, "bad-box"),
             (
+                lambda f: f["key_object_infos"][C1].update({"2d_bbox": [1, 2, 3, 10**400]}),
+                0,
+                "bad-box",
+            ),
+            (
                 lambda f: f["key_object_infos"][C1].update({"2d_bbox": [5, 5, 5, 9]}),
                 0,
                 "box-empty",
@@ -290,6 +315,11 @@ class TestBadFrames:
             (lambda f: f["image_paths"].pop("CAM_BACK"), "view-missing", 6),
             (lambda f: f["image_paths"].update(CAM_BACK=None), "malformed-frame", 6),
             (lambda f: f["image_paths"].update(CAM_BACK="../nuscenes/x.jpg"), "image-missing", 6),
+            (
+                lambda f: f["image_paths"].update(CAM_BACK=f"../nuscenes/{'x' * 300}.jpg"),
+                "image-missing",
+                6,
+            ),
             (lambda f: f["image_paths"].update(CAM_BACK="../../x.jpg"), "unsafe-path", 6),
             (lambda f: f["image_paths"].update(CAM_BACK="../x.jpg"), "unsafe-path", 6),
             (lambda f: f["image_paths"].update(CAM_BACK="nuscenes/../../x"), "unsafe-path", 6),
@@ -335,7 +365,7 @@ class TestBadFrames:
         content["s1"]["key_frames"]["f1"] = [frame()]
         assert skips(converted(write_raw(tmp_path, content))) == [(FRAME, "malformed-frame", 6)]
 
-    @pytest.mark.parametrize("token", ["../f1", "a/b", "", ".", "é"])
+    @pytest.mark.parametrize("token", ["../f1", "a/b", "", ".", "é", "f" * 101])
     def test_a_token_that_is_no_file_name(
         self,
         tmp_path: Path,
@@ -366,6 +396,12 @@ class TestBadFrames:
         path.rename(tmp_path / "out.jpg")
         os.symlink(tmp_path / "out.jpg", path)
         assert skips(converted(raw)) == [(FRAME, "unsafe-path", 6)]
+
+    def test_a_view_behind_a_link_to_itself(self, raw: Path, converted: Convert) -> None:
+        path = raw / "nuscenes/samples/CAM_BACK/f1.jpg"
+        path.unlink()
+        path.symlink_to(path.name)
+        assert skips(converted(raw)) == [(FRAME, "image-missing", 6)]
 
 
 def test_memory_does_not_grow_with_parsing(tmp_path: Path, annotations: Annotations) -> None:

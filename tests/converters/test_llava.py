@@ -288,6 +288,31 @@ def test_bad_lines_are_skips_and_a_cut_off_list_is_refused(raw: Path) -> None:
         convert(raw)
 
 
+def test_odd_files(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = json.dumps(llava_row("Hi", "Ho"))
+    path = raw / "data.json"
+    path.write_bytes(b"\xef\xbb\xbf" + f"[{row}]".encode())
+    assert texts(convert(raw)[0]) == ["Hi", "Ho"]
+    digits = "1" * 5000
+    path.write_text(f'[{row[:-1]}, "n": {digits}}}, {row}]')
+    assert [getattr(result, "reason", "") for result in convert(raw)] == ["bad-json", ""]
+    path.write_text(f'[{row[:-1]}, "n": {"[" * 99999}{"]" * 99999}}}]')
+    with pytest.raises(SourceError, match="JSON nested too deeply to read"):
+        convert(raw)
+    path.write_text(f"[{row}]", encoding="utf-16")
+    assert run(["convert", "llava", str(raw), "--out", str(tmp_path / "out")]) == 2
+    assert f"{path}: is UTF-16 text, expected UTF-8; save it" in capsys.readouterr().err
+
+
+def test_a_picture_whose_name_is_too_long(raw: Path) -> None:
+    name = "x" * 300 + ".jpg"
+    assert record(convert_row(raw, llava_row("Hi", "Ho", image=name))).image == (name,)
+    options = ("--out", str(raw.parent / "out"), "--max-skips", "1")
+    assert run(["convert", "llava", str(raw), *options]) == 3
+    skipped = json.loads((raw.parent / "out" / "skipped.jsonl").read_text())
+    assert (skipped["reason"], skipped["units"]) == ("image-missing", 1)
+
+
 def test_wrong_inputs(raw: Path) -> None:
     with pytest.raises(SourceError, match="holds no file of conversations; expected"):
         convert(raw)

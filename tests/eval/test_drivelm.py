@@ -323,7 +323,7 @@ def test_parts_without_answers_are_said(tmp_path, capfd):
         "language": None,
         "partial_score": 1.0,
         "missing": {
-            "judge": "no judge: give --judge-url or --judge-scores",
+            "judge": "none was asked; give --judge-url or --judge-scores",
             "language": "no answer with tag 2 counts",
             "match": "no answer with tag 3 counts",
         },

@@ -184,7 +184,7 @@ def test_a_silent_server_times_out():
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        with pytest.raises(EnvironmentFault, match=r"after 1 tries: timed out"):
+        with pytest.raises(EnvironmentFault, match=r"after 1 try: timed out"):
             Endpoint(options(url, retries=0, timeout_s=0.05)).ask(MESSAGES)
 
 

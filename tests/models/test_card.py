@@ -39,6 +39,12 @@ def test_a_damaged_card(tmp_path: Path, text: str, message: str) -> None:
         read_card(tmp_path)
 
 
+def test_a_card_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "adapt.json").write_bytes(b'{"template": "\xff"}')
+    with pytest.raises(CheckpointError, match=r"adapt\.json: 'utf-8' codec can't decode"):
+        read_card(tmp_path)
+
+
 def test_a_later_format(tmp_path: Path) -> None:
     write_card(tmp_path, Card(template="x", tile_px=1, tokens_per_tile=1, format=2))
     with pytest.raises(CheckpointError) as caught:

@@ -3,7 +3,7 @@
 import pytest
 
 from adapt.errors import CheckpointError
-from adapt.models.checkpoint_config import is_same_setting
+from adapt.models.checkpoint_config import is_same_setting, native_config
 from adapt.models.config_maps import TEXT_SAME, VISION_NAMES
 from adapt.models.known_layouts import layout_of_native, layout_of_original
 from adapt.models.presets import load_preset, preset_names
@@ -146,6 +146,25 @@ def change(path, value):
         ("llm_config.rope_scaling", "fast", "rope_scaling has type fast"),
         ("llm_config.rope_scaling", {"type": "dynamic"}, "transformers refuses it: .*factor"),
         ("llm_config.rope_pos_id_version", "v2pe_fix", "rope_pos_id_version is v2pe_fix, expected"),
+        ("llm_config.rope_scaling", "dynamic", "rope_scaling has type dynamic, expected"),
+        ("llm_config.rope_theta", None, "rope_theta is None, expected a positive number"),
+        ("llm_config.rope_theta", 0, "rope_theta is 0, expected a positive number"),
+        ("llm_config.pad_token_id", 96, "pad_token_id is 96, outside the vocabulary of 96"),
+        ("llm_config.pad_token_id", -1, "pad_token_id is -1, outside the vocabulary of 96"),
+        ("llm_config.num_hidden_layers", 10**12, "num_hidden_layers is 1000000000000, expected"),
+        ("vision_config.num_hidden_layers", 1001, "num_hidden_layers is 1001, expected at most"),
+        ("downsample_ratio", None, "downsample_ratio is None, expected a number up to 1"),
+        ("downsample_ratio", 0.0, "downsample_ratio is 0.0, expected a number up to 1"),
+        ("downsample_ratio", 0.1, "image_seq_length is 0, but a tile of 4x4 patches"),
+        ("force_image_size", 28, "force_image_size is 28, but vision_config.image_size is 56"),
+        ("force_image_size", "x", "force_image_size is 'x', but vision_config.image_size is 56"),
+        ("select_layer", 0, r"select_layer \(vision_feature_layer\) is 0, expected -1"),
+        (
+            "select_layer",
+            -4,
+            r"is -4, expected -1 \(the last\), or another of the vision tower's 2",
+        ),
+        ("select_layer", [1, 2], r"select_layer \(vision_feature_layer\) is \[1, 2\], expected -1"),
         ("llm_config.vocab_size", 5, "image token id 5 is outside the vocabulary of 5"),
     ],
 )
@@ -164,11 +183,57 @@ def test_configs_of_other_models(original_fields, path, value, message):
         ({"model_type": "llava", "text_config": {"model_type": "llama"}}, "another model"),
         ({"model_type": "internvl", "text_config": {"model_type": "gemma"}}, "gemma language"),
         ({"model_type": "internvl"}, "None language model"),
+        ({"model_type": "internvl", "text_config": "x"}, "None language model"),
     ],
 )
 def test_native_configs_of_other_models(fields, message):
     with pytest.raises(CheckpointError, match=message):
         layout_of_native(fields)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("llm_config.original_max_position_embeddings", None, "_embeddings is None, expected a po"),
+        ("llm_config.original_max_position_embeddings", 0, "_embeddings is 0, expected a positive"),
+        ("llm_config.sliding_window", "x", "sliding_window is 'x', expected a positive integer"),
+    ],
+)
+def test_phi3_positions_that_are_no_numbers(original_fields, path, value, message):
+    fields = original_fields("phi3")
+    change(path, value)(fields)
+    with pytest.raises(CheckpointError, match=message):
+        import_config(fields)
+
+
+def test_phi3_switch_has_the_default_of_the_original_class(original_fields):
+    fields = original_fields("phi3", {"max_position_embeddings": 131072})
+    del fields["llm_config"]["original_max_position_embeddings"]
+    assert import_config(fields).text_config.rope_parameters == {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0, 1.1],
+        "long_factor": [1.5, 4.0],
+        "original_max_position_embeddings": 4096,
+        "factor": 32.0,
+        "partial_rotary_factor": 1.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_token_id": 96}, "image token id 96 is outside the vocabulary of 96"),
+        ({"image_seq_length": 7}, "image_seq_length is 7, but a tile of 4x4 patches with downsamp"),
+        ({"vision_feature_layer": [1, 2]}, r"is \[1, 2\], expected -1 \(the last\)"),
+        ({"dtype": "nope"}, "transformers refuses it: .*nope"),
+    ],
+)
+def test_native_configs_that_contradict_themselves(original_fields, changes, message):
+    fields = import_config(original_fields("internlm2")).to_dict()
+    assert native_config(fields).image_seq_length == 4
+    with pytest.raises(CheckpointError, match=message):
+        native_config(fields | changes)
 
 
 def test_qwen2_with_a_scaled_rope_is_refused(original_fields):

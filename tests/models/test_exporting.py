@@ -1,7 +1,9 @@
 """Export to the original layout, bit for bit, and to a plain native folder."""
 
 import json
+import resource
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import InternVLForConditionalGeneration
 
 from adapt.cli import run
-from adapt.errors import CheckpointError, UsageError
+from adapt.errors import CheckpointError, EnvironmentFault, UsageError
 from adapt.models.checkpoint_config import native_config, read_config
 from adapt.models.exporting import export_checkpoint
 from adapt.models.importing import import_checkpoint
@@ -262,10 +264,31 @@ def make_adapter(native):
     (native / "config.json").rename(native / "adapter_config.json")
 
 
+def add_the_other_name(native):
+    tensors = load_file(native / "model.safetensors")
+    norm = "language_model.model.norm.weight"
+    tensors["model.language_model.norm.weight"] = tensors[norm] + 1
+    save_file(tensors, native / "model.safetensors")
+
+
 BAD = {
     "rope changed since": (
         lambda native: edit(native / "config.json", text_config__rope_parameters__factor=3.0),
         r"original/config.json: gives text_config.rope_parameters .*2.0.*, but the model now has",
+    ),
+    "another model kept": (
+        lambda native: edit(
+            native / "original" / "config.json", llm_config__architectures=["Qwen2ForCausalLM"]
+        ),
+        r"original/config.json: is of a qwen2 model, but the model now is internlm2; remove the fo",
+    ),
+    "another layer kept": (
+        lambda native: edit(native / "original" / "config.json", select_layer=-2),
+        r"original/config.json: gives vision_feature_layer -2, but the model now has -1; remove",
+    ),
+    "a tensor under both its names": (
+        add_the_other_name,
+        r"are two names of one tensor; files of two checkpoints may be mixed",
     ),
     "tensor missing": (drop_a_tensor, r"1 missing: model.vision_tower.embeddings.cls_token"),
     "two dtypes in one tensor": (mix_dtypes, r"have dtypes F16 and F32, but become one tensor"),
@@ -309,3 +332,52 @@ def test_nothing_to_export(make_original, tmp_path):
         export_checkpoint(source, tmp_path / "back")
     with pytest.raises(UsageError, match=r"--layout is nativ, expected original or native"):
         export_checkpoint(source, tmp_path / "back", layout="nativ")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_round_trip_of_a_tied_head(make_native, tmp_path, kind):
+    source, native = make_native(kind, llm={"tie_word_embeddings": True})
+    report = export_checkpoint(native, tmp_path / "back")
+    assert report.difference.is_within
+    written = (tmp_path / "back" / "model.safetensors").read_bytes()
+    assert written == (source / "model.safetensors").read_bytes()
+
+
+@pytest.fixture
+def small_files():
+    """Return the function that lets no file grow beyond some bytes, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda most: resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("what", ["import", "native", "original"])
+def test_full_disk_in_the_tokenizer(make_original, tmp_path, small_files, what):
+    """The tokenizers library has errors of its own for it."""
+    sizes = {"hidden_size": 4, "intermediate_size": 4, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 1, "num_key_value_heads": 1}
+    vocabulary = load_preset("tiny").text["vocab_size"]
+    small = make_original(
+        tmp_path / "small", "qwen2", llm={"vocab_size": vocabulary, **sizes, **heads}
+    )
+    for path in load_preset("tiny").tokenizer_folder.glob("tokenizer*.json"):
+        shutil.copyfile(path, small / path.name)
+    fields = read_config(small) | {"template": "internvl2_5"}
+    (small / "config.json").write_text(json.dumps(fields))
+    import_checkpoint(small, tmp_path / "native", verify=False)
+    shutil.rmtree(tmp_path / "native" / "original")
+    before = sorted(tmp_path.iterdir())
+    weights, tokenizer = (
+        (tmp_path / "native" / name).stat().st_size
+        for name in ("model.safetensors", "tokenizer.json")
+    )
+    assert weights < tokenizer
+    small_files(tokenizer - 1)
+    write = {
+        "import": partial(import_checkpoint, small),
+        "native": partial(export_checkpoint, tmp_path / "native", layout="native"),
+        "original": partial(export_checkpoint, tmp_path / "native", layout="original"),
+    }[what]
+    with pytest.raises(EnvironmentFault, match=r"back\..*\.tmp.*: the disk is full"):
+        write(tmp_path / "back", verify=False)
+    assert sorted(tmp_path.iterdir()) == before

@@ -194,3 +194,11 @@ class TestRefusals:
         (folder / "model.safetensors").unlink()
         with pytest.raises(CheckpointError, match=r"x: weights cannot be loaded: "):
             open_model(str(folder)).load(torch.float32)
+
+
+def test_weights_that_are_cut_off(native: Path, tmp_path: Path) -> None:
+    shutil.copytree(native, tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"cut: weights cannot be loaded: .*not fully cover"):
+        open_model(str(tmp_path / "cut")).load(torch.float32)

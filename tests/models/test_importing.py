@@ -443,6 +443,17 @@ BAD = {
         edit_tensors(lambda tensors: tensors.update({WO: torch.ones(16, 8)})),
         rf"1 of another shape: {WO} is \[16, 8\], expected \[16, 16\]; ",
     ),
+    "whole numbers": (
+        edit_tensors(lambda tensors: tensors.update({WO: torch.ones(16, 16, dtype=torch.int8)})),
+        rf"1 of no floating-point dtype: {WO} is I8; ",
+    ),
+    "folder in place of the weights": (
+        lambda folder: [
+            (folder / "model.safetensors").unlink(),
+            (folder / "model.safetensors").mkdir(),
+        ],
+        r"has no \*.safetensors files; expected model.safetensors",
+    ),
     "config of another model": (
         edit_config(model_type="llava"),
         r"/config.json: model_type is llava, expected internvl_chat",

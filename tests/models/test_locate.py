@@ -134,7 +134,7 @@ def test_offline_all_three_places_are_named(
         f"model mini-internvl2-2b: none in {tmp_path}/models/mini-internvl2-2b; "
         "OpenGVLab/InternVL2-2B: no such folder, and it cannot be had from the hub (no "
         "network); fetch it elsewhere and name its folder, or try the step with "
-        "--set model=tiny"
+        "--set model=tiny (--model tiny)"
     )
 
 

@@ -152,6 +152,30 @@ BAD = {
         edit_tensors(lambda tensors: tensors.update({f"{FIRST}B.weight": torch.ones(16, 3)})),
         r"q_proj has lora_A \[2, 16\] and lora_B \[16, 3\], expected \[rank, in\]",
     ),
+    "rank of another adapter": (
+        edit_config(r=3),
+        r"layers.0.mlp.up_proj has rank 2, but adapter_config.json gives 3; the two files are of ",
+    ),
+    "rank of one module": (
+        edit_config(rank_pattern={"q_proj": 8}),
+        r"q_proj has rank 2, but adapter_config.json gives 8; ",
+    ),
+    "no pattern": (
+        edit_config(alpha_pattern={"(": 3}),
+        r"alpha_pattern is \{'\(': 3\}, expected regular expressions",
+    ),
+    "base that is no name": (
+        edit_config(base_model_name_or_path=["a"]),
+        r"base_model_name_or_path is \['a'\], expected a path or a name",
+    ),
+    "what peft refuses": (
+        edit_config(target_modules="("),
+        r"adapter_config.json: peft refuses it: missing \)",
+    ),
+    "whole numbers": (
+        edit_tensors(lambda tensors: tensors.update({f"{FIRST}A.weight": torch.ones(2, 16).int()})),
+        rf"{FIRST}A.weight has dtype I32, expected floating point",
+    ),
     "cut off": (
         lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"\x09"),
         r"adapter_model.safetensors: not a readable safetensors file",

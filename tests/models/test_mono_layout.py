@@ -137,5 +137,5 @@ def test_config_there_and_back(golden, model):
 def test_tiles_of_another_size_than_the_positions_are_refused(golden):
     original = json.loads((golden / "config.json").read_text())
     original["force_image_size"] = 224
-    with pytest.raises(CheckpointError, match=r"image_seq_length is 64, but 32x32 patches"):
+    with pytest.raises(CheckpointError, match=r"force_image_size is 224, but vision_config"):
         MONO_LAYOUT.import_config(original, 500)

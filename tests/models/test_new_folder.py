@@ -1,5 +1,7 @@
 """Folders that appear whole or not at all."""
 
+from pathlib import Path
+
 import pytest
 
 from adapt.errors import CheckpointError, EnvironmentFault
@@ -51,3 +53,40 @@ def test_a_file_in_the_way(tmp_path):
         new_folder(tmp_path / "out" / "deeper"),
     ):
         pass
+
+
+def test_the_folders_above_go_too_after_a_failure(tmp_path):
+    (tmp_path / "there").mkdir()
+
+    def write() -> None:
+        with new_folder(tmp_path / "there" / "deep" / "deeper" / "out"):
+            raise ValueError
+
+    with pytest.raises(ValueError):  # noqa: PT011
+        write()
+    assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_stays_and_what_it_points_to_is_made(tmp_path, there):
+    if there:
+        (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    with new_folder(tmp_path / "out") as folder:
+        (folder / "a").write_text("a")
+    assert (tmp_path / "out").is_symlink()
+    assert (tmp_path / "disk" / "a").read_text() == "a"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "out"]
+
+
+def test_the_current_folder_is_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for out in (Path("."), tmp_path):
+        with (
+            pytest.raises(
+                CheckpointError, match=r"is the current folder or a mount point, .* in it"
+            ),
+            new_folder(out),
+        ):
+            pass
+    assert list(tmp_path.iterdir()) == []

@@ -137,7 +137,7 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     command = ["models", "show", "tiny", "--render", str(path), "--max-tiles", "1"]
     assert run(command) == 0
     out = capsys.readouterr().out
-    assert out.startswith("cars/train/7: 48 tokens, 16 of them of 1 tiles, 3 learned\n")
+    assert out.startswith("cars/train/7: 48 tokens, 16 of them of 1 tile, 3 learned\n")
     assert run(["models", "show", "tinny"]) == 2
     assert capsys.readouterr().err == (
         "adapt: tinny: no such folder, and no preset or hub id of that name (did you mean tiny?)\n"

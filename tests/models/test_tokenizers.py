@@ -222,3 +222,45 @@ class TestVocabAndMerges:
         write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer"})
         with pytest.raises(CheckpointError, match=r"of a GPT2Tokenizer, known is Qwen2Tokenizer"):
             load_tokenizer(tmp_path)
+
+
+class TestDamage:
+    """Files that are JSON, but no tokenizer's."""
+
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            ("tokenizer.json", '{"model": null}', r"tokenizer.json: not a tokenizer \(data did"),
+            ("tokenizer.json", '{"model": {"type": "BPE", "vocab": 3}}', "not a tokenizer"),
+            ("tokenizer_config.json", '{"added_tokens_decoder": [1]}', "no id or no content"),
+            ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {}}}', "no id or no cont"),
+            ("tokenizer_config.json", '{"added_tokens_decoder": {"5": {}}}', "no id or no cont"),
+            ("tokenizer_config.json", '{"added_tokens_decoder": {"5": "a"}}', "no id or no cont"),
+            ("added_tokens.json", '{"<zz>": null}', "no id or no content"),
+            ("added_tokens.json", '{"<zz>": "x"}', "no id or no content"),
+        ],
+    )
+    def test_damaged_json(self, tmp_path: Path, name: str, content: str, message: str) -> None:
+        for path in TINY.glob("tokenizer*.json"):
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+        (tmp_path / name).write_text(content)
+        with pytest.raises(CheckpointError, match=message) as caught:
+            load_tokenizer(tmp_path)
+        assert str(caught.value).startswith(str(tmp_path))
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("vocabulary", "merges", "message"),
+        [
+            ('{"a": "x"}', b"", "vocab.json: not a tokenizer"),
+            ('{"a": -1}', b"", "vocab.json: not a tokenizer"),
+            ('{"a": 0}', b"\xff\xfe\n", "merges.txt: not UTF-8"),
+        ],
+    )
+    def test_damaged_vocabulary(
+        self, tmp_path: Path, vocabulary: str, merges: bytes, message: str
+    ) -> None:
+        (tmp_path / "vocab.json").write_text(vocabulary)
+        (tmp_path / "merges.txt").write_bytes(merges or b"#version: 0.2\n")
+        with pytest.raises(CheckpointError, match=message):
+            load_tokenizer(tmp_path)

@@ -193,7 +193,12 @@ def test_every_difference_is_found(make_pair, case):
         edit_config(native, config)
     if tensors is not None:
         edit_tensors(native, tensors)
-    with pytest.raises(CheckFailed, match=r"source and .*native do not compute the same: larg"):
+    message = (
+        r"native computes logits that are no numbers \(nan\)"
+        if case == "a NaN"
+        else r"source and .*native do not compute the same: larg"
+    )
+    with pytest.raises(CheckFailed, match=message):
         verify_checkpoints(source, native, image_token_id=IMAGE_TOKEN)
 
 
@@ -233,6 +238,27 @@ def test_disagreement_is_exit_status_1(make_pair, capsys):
     edit_tensors(native, swap_queries)
     assert run(["models", "verify", str(source), str(native)]) == 1
     assert "do not compute the same" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_tensor_that_is_missing_is_told(make_pair, side):
+    pair = make_pair()
+    path = pair[side] / "model.safetensors"
+    tensors = load_file(path)
+    name = min(tensors)
+    del tensors[name]
+    save_file(tensors, path)
+    memory = name.replace("language_model.lm_head", "lm_head")
+    with pytest.raises(CheckpointError, match=rf"do not fit its config.json: 1 missing: {memory};"):
+        verify_checkpoints(*pair, image_token_id=IMAGE_TOKEN)
+
+
+def test_a_tied_head_that_differs_is_told(make_pair):
+    """Stock transformers would load the embedding in its place."""
+    source, native = make_pair()
+    edit_config(native, lambda fields: fields.update(tie_word_embeddings=True))
+    with pytest.raises(CheckpointError, match=r"ties the head to the embedding, but their weigh"):
+        verify_checkpoints(source, native)
 
 
 def test_unknown_image_token(make_original, tmp_path):

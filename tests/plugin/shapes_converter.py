@@ -1,7 +1,8 @@
 """Shapes: an outside converter for tests, reading SPLIT.json = [{"name", "colour", ...}, ...].
 
 Units: entries of the file; `"split"` names another split, `"bad"` gives a skip, `"broken"` a
-picture that cannot be made, `"twice"` two records of one unit.
+picture that cannot be made, `"twice"` two records of one unit, `"answer"` another answer than
+the colour.
 """
 
 import io
@@ -92,7 +93,10 @@ def _results(
         yield Record(
             id=f"shapes/{split}/{index}{suffix}",
             image=(picture,),
-            turns=(Turn("human", f"<image>\n{question}"), Turn("gpt", row["colour"])),
+            turns=(
+                Turn("human", f"<image>\n{question}"),
+                Turn("gpt", row.get("answer", row["colour"])),
+            ),
             task="classification",
             row=str(index),
         )

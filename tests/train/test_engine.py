@@ -14,11 +14,12 @@ from torch.nn import functional
 from adapt.errors import EnvironmentFault, RecipeError
 from adapt.models.freeze import freeze
 from adapt.models.handle import open_model
-from adapt.train.engine import load_quantised
+from adapt.train.engine import build_engine, load_quantised
 from adapt.train.loss import IGNORED
-from adapt.train.optimizer import deepspeed_config, make_optimizer
+from adapt.train.optimizer import deepspeed_config, make_optimizer, refusals_named
 from adapt.train.packed_model import normalise
-from adapt.train.place import Place
+from adapt.train.place import Place, joined
+from adapt.train.quiet import quiet_training
 
 SCRIPT = Path(__file__).with_name("engine_cases.py")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -170,3 +171,85 @@ def test_a_deepspeed_file_is_filled_in(tmp_path: Path) -> None:
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,
     }
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, 'zero_optimization is None, expected an object such as {"stage": 2}'),
+        ({"zero_optimisation": {"stage": 2}}, "zero_optimization is None, expected an object"),
+        ({"zero_optimization": 3}, "zero_optimization is 3, expected an object"),
+        ({"zero_optimization": {}}, "zero_optimization.stage is None, expected 1, 2 or 3"),
+        (
+            {"zero_optimization": {"stage": "auto"}},
+            "zero_optimization.stage is None, expected 1, 2 or 3",
+        ),
+        ({"zero_optimization": {"stage": 0}}, "zero_optimization.stage is 0, expected 1, 2 or 3"),
+        (
+            {"zero_optimization": {"stage": True}},
+            "zero_optimization.stage is True, expected 1, 2 or 3",
+        ),
+        (
+            {"zero_optimization": {"stage": 2, "offload_optimizer": "cpu"}},
+            "zero_optimization.offload_optimizer is 'cpu', expected an object such as "
+            '{"device": "cpu"}',
+        ),
+        (
+            {"zero_optimization": {"stage": 2, "reduce_bucket_size": "big"}},
+            "zero_optimization.reduce_bucket_size is 'big', expected a number",
+        ),
+    ],
+)
+def test_a_deepspeed_file_needs_a_stage(tmp_path: Path, settings: dict, message: str) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(settings))
+    recipe = cases.make_recipe("full", str(file), accumulation=1)
+    with pytest.raises(RecipeError) as caught:
+        deepspeed_config(recipe, trained=10)
+    assert str(caught.value).startswith(f"{file}: {message}")
+
+
+def test_what_a_deepspeed_file_leaves_open_is_deepspeeds(tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    zero = {"stage": 2, "reduce_bucket_size": "auto", "allgather_bucket_size": 5e8}
+    file.write_text(json.dumps({"zero_optimization": {**zero, "offload_optimizer": None}}))
+    config = deepspeed_config(cases.make_recipe("full", str(file), accumulation=1), trained=10)
+    assert config["zero_optimization"] == {"stage": 2, "allgather_bucket_size": 10}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"zero_optimization": {"stage": 2, "stagee": 1}}, "stagee: extra inputs are not"),
+        (
+            {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "gpu"}}},
+            "offload_optimizer.device: input should be 'none', 'cpu' or 'nvme'",
+        ),
+        (
+            {"zero_optimization": {"stage": 1}, "communication_data_type": "int3"},
+            "Invalid communication_data_type",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}},
+            '"nvme_path" in DeepSpeed Config cannot be None',
+        ),
+    ],
+)
+def test_what_deepspeed_refuses_is_one_line(tmp_path: Path, settings: dict, message: str) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(settings))
+    recipe = cases.make_recipe("full", str(file), accumulation=1)
+    with (
+        joined(Place()) as device,
+        quiet_training(),
+        pytest.raises(RecipeError) as caught,
+    ):
+        build_engine(open_model("tiny"), recipe, device)
+    assert str(caught.value).startswith(f"{file}: DeepSpeed refuses it: {message}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_failure_that_is_not_the_files_stays_what_it_is() -> None:
+    recipe = cases.make_recipe("full", "zero1", accumulation=1)
+    with pytest.raises(ValueError, match="a bug"), refusals_named(recipe):
+        raise ValueError("a bug")

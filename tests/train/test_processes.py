@@ -109,6 +109,17 @@ def test_a_signal_reaches_the_ranks(tmp_path: Path, number: int) -> None:
     assert (tmp_path / "left1").exists()
 
 
+def test_a_rank_that_still_starts_leaves_without_a_traceback(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # No handlers yet: Python itself would answer SIGINT with a KeyboardInterrupt.
+    launcher = launch(tmp_path, "")
+    launcher.send_signal(signal.SIGINT)
+    assert launcher.wait() == signal.SIGINT
+    assert capfd.readouterr().err == ""
+    assert (tmp_path / "logs/rank-1.log").read_text() == ""
+
+
 def test_no_rank_outlives_a_killed_launcher(tmp_path: Path) -> None:
     program = (
         "from adapt.train.processes import LAUNCHER, leave_with\n"

@@ -253,6 +253,45 @@ def test_unreadable_pictures(recipe: Path) -> None:
     assert f"left out: {len(lost)}" in Path("bad/README.md").read_text()
 
 
+def test_packing_is_proved_with_records_that_can_be_read(
+    recipe: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # The picture of the shortest record, which would have been chosen.
+    (recipe.parent / "colours/images/green.png").unlink()
+    with pytest.raises(RecordError, match=r"colours/train/1 .*green\.png: no such file"):
+        run_train(recipe, ("max_steps=1",))
+    capfd.readouterr()
+    run_train(recipe, ("max_steps=1", "max_unreadable=30", "out=some"))
+    assert "packing: two records in a pack equal the same apart" in capfd.readouterr().out
+    for path in (recipe.parent / "colours/images").iterdir():
+        path.unlink()
+    for path in (recipe.parent / "chat/images").iterdir():
+        path.unlink()
+    with pytest.raises(RecordError, match=r"no such file"):
+        run_train(recipe, ("max_steps=1", "max_unreadable=3", "out=none"))
+
+
+def test_planning_again_keeps_the_plan_of_a_run_that_has_begun(
+    recipe: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["plan", str(recipe)]) == 0
+    run_train(recipe, ("max_steps=1",))
+    plan = Path("runs/colours/plan/plan.parquet")
+    before = plan.read_bytes()
+    assert run(["plan", str(recipe), "--set", "max_steps=1"]) == 0
+    other = ["plan", str(recipe), "--set", "max_pack_tokens=300", "--set", "max_record_tokens=300"]
+    capfd.readouterr()
+    assert run(other) == 2
+    assert capfd.readouterr().err.splitlines()[-1] == (
+        "adapt: runs/colours/plan/plan.parquet: is the plan of a run that has begun, and another "
+        "than this one; not written: --out FOLDER writes this one elsewhere"
+    )
+    assert plan.read_bytes() == before
+    assert run([*other, "--out", "elsewhere"]) == 0
+    plan.write_bytes(b"damaged")
+    assert run(other) == 0
+
+
 def test_a_full_disk_is_one_line_and_leaves_no_half_checkpoint(recipe: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     # Enough for the plan and the metrics, not for a checkpoint.
@@ -306,6 +345,22 @@ def test_a_loss_that_is_no_number_stops_the_run(
     assert [row["step"] for row in read_metrics(Path("runs/colours"))] == [1, 2]
 
 
+def test_records_of_the_same_size_but_other_words_are_noticed(
+    recipe: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = recipe.parent / "colours" / "train.jsonl"
+    text = path.read_text()
+    path.write_text(text.replace("red", "den"))
+    assert path.read_text() != text
+    for command in ("plan", "train"):
+        assert run([command, str(recipe)]) == 2
+        assert capfd.readouterr().err == (
+            "adapt: mix/../colours/train.jsonl: has changed since the mix was made; "
+            "run adapt mix again\n"
+        )
+    assert not Path("runs/colours/plan").exists()
+
+
 def test_a_recipe_for_another_domain_says_so_and_goes_on(
     recipe: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -315,8 +370,10 @@ def test_a_recipe_for_another_domain_says_so_and_goes_on(
     assert manifest.read_text() != text
     run_train(recipe, ("max_steps=1", "domains=[driving]"))
     printed = capfd.readouterr().out
-    assert "is for driving" in printed
-    assert "the recipe for it is medical; going on" in printed
+    assert (
+        "note: the mix holds medical, recipe colours is for driving; recipes for medical: medical. "
+        "Going on with colours."
+    ) in printed
     assert "trained model" in printed
 
 
@@ -330,6 +387,13 @@ def test_mistakes(recipe: Path, capfd: pytest.CaptureFixture[str]) -> None:
     Path("taken").write_text("")
     with pytest.raises(UsageError, match="taken: is a file"):
         run_train(recipe, ("out=taken",))
+    for count in (0, -3):
+        with pytest.raises(UsageError, match=rf"--nproc {count}: expected at least 1"):
+            run_train(recipe, nproc=count)
+    Path("own.json").write_text('{"zero_optimisation": {"stage": 2}}')
+    with pytest.raises(RecipeError, match=r"own\.json: zero_optimization is None"):
+        run_train(recipe, ("deepspeed=own.json", "out=own"))
+    assert not Path("own").exists()
     assert run(["train", "nosuch.yaml"]) == 2
     assert "Traceback" not in capfd.readouterr().err
 
