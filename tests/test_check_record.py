@@ -7,30 +7,13 @@ from typing import Any
 
 import msgspec
 import pytest
+from record_values import record, turns
 
 from adapt.check_record import check_line
 from adapt.problems import Problem
 
 BOXES = "[[x1, y1, x2, y2], ...] of whole numbers 0 to 1000, x1 <= x2, y1 <= y2"
 POINT = "<c1,CAMERA,[x, y]> with whole numbers 0 to 1000"
-
-
-def record(number: int = 0, **changes: Any) -> dict[str, Any]:
-    value: dict[str, Any] = {
-        "id": f"set/train/{number}",
-        "image": ["images/1.png"],
-        "width_list": [32],
-        "height_list": [16],
-        "conversations": turns("<image>\nHow many?", "4"),
-        "task": "vqa",
-        "source": {"dataset": "set", "split": "train", "row": str(number)},
-        "extra": "",
-    }
-    return value | changes
-
-
-def turns(*texts: str) -> list[dict[str, str]]:
-    return [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
 
 
 def problems_of(value: object) -> list[Problem]:

@@ -9,63 +9,35 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
 from PIL import Image
+from shapes_runs import (
+    COLOURS,
+    convert,
+    install_plugin,
+    lines,
+    make_raw,
+    manifest,
+    tree,
+    write_rows,
+)
 
 from adapt.cli import run
 from adapt.resources import schema_path
 
-PLUGIN = Path(__file__).parent / "plugin"
-COLOURS = ("red", "lime", "blue", "yellow")
-
-Command = Callable[..., int]
-
 
 @pytest.fixture(autouse=True)
 def plugin(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Install the outside converters the way pip does: metadata on the import path."""
-    monkeypatch.syspath_prepend(str(PLUGIN))
-    monkeypatch.setenv("PYTHONPATH", str(PLUGIN))
+    install_plugin(monkeypatch)
 
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
-    folder = tmp_path / "raw"
-    folder.mkdir()
-    rows = [{"name": f"s{i}", "colour": COLOURS[i % 4]} for i in range(6)]
-    write_rows(folder, "train", rows)
-    write_rows(folder, "val", rows[:2])
-    return folder
-
-
-def write_rows(raw: Path, split: str, rows: list[dict[str, Any]]) -> None:
-    (raw / f"{split}.json").write_text(json.dumps(rows))
-
-
-def convert(raw: Path, out: Path, *options: str) -> int:
-    return run(["convert", "shapes", str(raw), "--out", str(out), *options])
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    """Return every file below `folder` with its content."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def manifest(out: Path) -> dict[str, Any]:
-    return json.loads((out / "dataset.json").read_text())  # type: ignore[no-any-return]
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return make_raw(tmp_path / "raw")
 
 
 def test_a_conversion_writes_records_pictures_and_manifest(
@@ -243,27 +215,6 @@ def test_a_mended_raw_file_is_taken_on_the_next_run(raw: Path, tmp_path: Path) -
     assert (out / manifest(out)["root"] / record["image"][0]).resolve() == listing / "x.png"
 
 
-def test_a_converter_without_parts_is_counted_too(tmp_path: Path) -> None:
-    raw = tmp_path / "raw"
-    raw.mkdir()
-    rows: list[dict[str, Any]] = [{"question": f"q{i}", "answer": "a"} for i in range(600)]
-    rows[3] = {"question": "q", "answer": ""}
-    rows[4] = {"other": True}
-    (raw / "list.json").write_text(json.dumps(rows))
-    out = tmp_path / "out"
-    arguments = ["convert", "listing", str(raw), "--out", str(out)]
-    assert run([*arguments, "--max-skips", "1"]) == 0
-    ledger = manifest(out)["splits"]["train"]["ledger"]
-    assert [ledger[key] for key in ("units_in", "used", "skipped", "not_in_split")] == [
-        600,
-        598,
-        1,
-        1,
-    ]
-    assert run([*arguments, "--limit", "10", "--max-skips", "1", "--overwrite"]) == 0
-    assert manifest(out)["splits"]["train"]["ledger"]["units_in"] == 10
-
-
 def test_limit_takes_the_first_units(raw: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert convert(raw, out, "--limit", "3") == 0
@@ -386,63 +337,6 @@ def test_a_users_mistake_is_one_line(
     error = capsys.readouterr().err
     assert message.replace("RAW", str(raw)) in error
     assert len(error.splitlines()) == 1
-
-
-def test_duplicate_ids_and_wrong_counts_are_bugs_of_the_converter(
-    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import shapes_converter
-
-    from adapt.records import Part
-
-    def miscounted(raw: Path, split: str, **_: object) -> list[Part]:
-        rows = json.loads((raw / f"{split}.json").read_text())
-        return [Part(f"shape {i}", 2, (i, row)) for i, row in enumerate(rows)]
-
-    monkeypatch.setattr(shapes_converter, "parts", miscounted)
-    assert convert(raw, tmp_path / "out", "--workers", "1") == 70
-    assert "units do not add up" in capsys.readouterr().err
-
-
-def test_without_named_sources_a_new_file_is_another_input(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    raw, out = tmp_path / "raw", tmp_path / "out"
-    raw.mkdir()
-    (raw / "list.json").write_text('[{"question": "Q?", "answer": "A"}]')
-    command = ["convert", "listing", str(raw), "--out", str(out)]
-    assert run(command) == 0
-    assert manifest(out)["converter"] == {"name": "listing", "version": "1.0"}
-    assert sorted(manifest(out)["splits"]["train"]["made_by"]["inputs"]) == ["*", "list.json"]
-    assert run(command) == 0
-    assert "nothing to do" in capsys.readouterr().out
-    (raw / "new.jpg").write_bytes(b"1")
-    assert run(command) == 2
-    assert "other input (*); --overwrite replaces it" in capsys.readouterr().err
-
-
-def test_a_converter_that_cannot_be_imported_is_the_users_to_mend(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    info = tmp_path / "broken_plugin-2.5.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-plugin\nVersion: 2.5\n")
-    (info / "entry_points.txt").write_text("[adapt.converters]\nbroken = broken_plugin_module\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    assert run(["convert", "broken", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == (
-        "adapt: converter broken: broken_plugin_module 2.5 cannot be imported (No module named "
-        "'broken_plugin_module'); install what it needs, or uninstall it\n"
-    )
-
-
-def test_list_and_help_name_outside_converters(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["convert", "--list"]) == 0
-    assert "shapes: Shapes: an outside converter for tests" in capsys.readouterr().out
-    assert run(["convert", "shapes", "--help"]) == 0
-    shown = capsys.readouterr().out
-    assert "--style" in shown
-    assert "Form of the question." in shown
 
 
 def test_a_record_that_breaks_the_contract_is_a_skip(raw: Path, tmp_path: Path) -> None:

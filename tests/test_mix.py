@@ -14,48 +14,18 @@ from typing import Any
 import msgspec
 import pyarrow.parquet as pq
 import pytest
+from datasets_to_mix import line_of, make, make_workspace, write
 
 from adapt.cli import run
 from adapt.errors import RecordError, SourceError, UsageError
 from adapt.mix import MixOptions, read_mix, run_mix
 from adapt.problems import schema_problems
-from adapt.records import Message, RecordLine, Source
-
-
-def line_of(dataset: str, number: int, answer: str = "4", split: str = "train") -> RecordLine:
-    return RecordLine(
-        id=f"{dataset}/{split}/{number}",
-        image=[f"{number}.jpg"],
-        width_list=[640],
-        height_list=[480],
-        conversations=[Message("human", "<image>\nHow many?"), Message("gpt", answer)],
-        task="vqa",
-        source=Source(dataset, split, str(number)),
-        extra="",
-    )
-
-
-def write(path: Path, lines: list[RecordLine]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
-    return path
-
-
-def make(folder: Path, rows: int, name: str = "train.jsonl", answer: str = "4") -> Path:
-    """Write a dataset of `rows` records called as its folder; return the folder."""
-    split = name.removesuffix(".jsonl").partition("-")[0]
-    write(folder / name, [line_of(folder.name, number, answer, split) for number in range(rows)])
-    return folder
 
 
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A workspace laid out by the defaults: 531 domain rows, 150 + 50 general ones."""
     monkeypatch.chdir(tmp_path)
-    make(tmp_path / "data" / "domain" / "drivelm", 531)
-    make(tmp_path / "data" / "general" / "llava", 150)
-    make(tmp_path / "data" / "general" / "chart", 50)
-    return tmp_path
+    return make_workspace(tmp_path)
 
 
 def ids_of(folder: Path = Path("data/mix")) -> list[str]:

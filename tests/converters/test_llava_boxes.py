@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from llava_rows import convert, convert_row, llava_row, record, texts, write_list, write_pictures
 from PIL import Image
 
 from adapt.cli import run
-from adapt.converters import llava
 from adapt.converters._text_boxes import (
     BoxError,
     BoxReading,
@@ -28,50 +26,14 @@ from adapt.converters._text_boxes import (
 from adapt.coords import parse_box_list, pixel_to_1000
 from adapt.dataset import read_manifest
 from adapt.errors import SourceError
-from adapt.records import Record, Result, Skip
+from adapt.records import Skip
 
 UNITS = BoxStyle("0-1000", "0-1")
 
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Path:
-    folder = tmp_path / "raw"
-    for name, size in (("a.jpg", (40, 20)), ("vg/b.jpg", (20, 40)), ("c.png", (30, 30))):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", size).save(path)
-    return folder
-
-
-def write_list(raw: Path, *rows: object, name: str = "data.json") -> Path:
-    path = raw / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(rows, ensure_ascii=False))
-    return path
-
-
-def convert(raw: Path, **options: Any) -> list[Result]:
-    return list(llava.convert(raw, "train", **options))
-
-
-def convert_row(raw: Path, row: object, **options: Any) -> Result:
-    write_list(raw, row)
-    (result,) = convert(raw, **options)
-    return result
-
-
-def record(result: Result) -> Record:
-    assert isinstance(result, Record), result
-    return result
-
-
-def texts(result: Result) -> list[str]:
-    return [turn.text for turn in record(result).turns]
-
-
-def llava_row(*values: str, **others: object) -> dict[str, object]:
-    turns = [{"from": ("human", "gpt")[i % 2], "value": value} for i, value in enumerate(values)]
-    return {"id": "x", "conversations": turns, **others}
+    return write_pictures(tmp_path / "raw")
 
 
 def test_boxes_of_llava(raw: Path) -> None:
