@@ -74,12 +74,19 @@ class MissingExtra(EnvironmentFault):
         )
 
 
+MOST_NAMES = 12
+"""Names that a message lists at most."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ` did you mean X?` for the closest known name, or the list of names.
+    """Return ` did you mean X?` for the closest known name, or the names, a few of many.
 
     >>> nearest("drivelmm", ["drivelm", "llava"])
     ' (did you mean drivelm?)'
     """
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    return f" (did you mean {close[0]}?)" if close else f" (known: {', '.join(names) or 'none'})"
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if close:
+        return f" (did you mean {close[0]}?)"
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return f" (known: {', '.join(names[:MOST_NAMES]) or 'none'}{more})"

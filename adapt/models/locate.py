@@ -48,6 +48,10 @@ def locate(name: str, workspace: Path) -> Found:
         CheckpointError: The folder is not a checkpoint that adapt knows.
         EnvironmentFault: It would have to come from the hub, which is out of reach.
     """
+    if Path(name).is_file():
+        raise CheckpointError(
+            f"{name}: is a file, expected a checkpoint's folder, a preset or a hub id"
+        )
     preset = None if Path(name).is_dir() else _preset_of(name)
     if preset is not None and preset.layout == "none":
         return Found(None, preset.architecture, preset)

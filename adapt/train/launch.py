@@ -36,6 +36,9 @@ def run_train(
     """
     if nproc is not None and nproc < 1:
         raise UsageError(f"--nproc {nproc}: expected at least 1")
+    gpus = _num_gpus()
+    if nproc is not None and gpus and nproc > gpus:
+        raise UsageError(f"--nproc {nproc}: this machine has {gpus} GPUs, a process takes one each")
     wait_politely()
     options = load_recipe(recipe, overrides)
     place = find_place(os.environ)
@@ -52,7 +55,7 @@ def run_train(
     if resume and _finished(run):
         print(f"{run.folder}: finished already; its model is {run.model}")
         return
-    count = nproc or _default_processes()
+    count = nproc or max(1, gpus)
     if count == 1:
         _leave_as_asked(_run_here(run, Place()))
     else:
@@ -70,11 +73,11 @@ def _finished(run: RunFolder) -> bool:
     return run.model.exists()
 
 
-def _default_processes() -> int:
+def _num_gpus() -> int:
     import torch
 
     gpus: int = torch.cuda.device_count()
-    return max(1, gpus)
+    return gpus
 
 
 def _leave_as_asked(number: int) -> None:

@@ -138,6 +138,16 @@ def test_offline_all_three_places_are_named(
     )
 
 
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"")
+    with pytest.raises(CheckpointError) as caught:
+        locate(str(path), tmp_path)
+    assert str(caught.value) == (
+        f"{path}: is a file, expected a checkpoint's folder, a preset or a hub id"
+    )
+
+
 def test_a_folder_without_a_config(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has no config\.json, so it is not a checkpoint"):
         open_model(str(tmp_path))

@@ -377,6 +377,16 @@ def test_a_recipe_for_another_domain_says_so_and_goes_on(
     assert "trained model" in printed
 
 
+def test_more_processes_than_gpus_are_refused(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(UsageError) as caught:
+        run_train(recipe, nproc=3)
+    assert str(caught.value) == ("--nproc 3: this machine has 2 GPUs, a process takes one each")
+    assert not Path("runs").exists()
+
+
 def test_mistakes(recipe: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SourceError, match=r"nowhere: holds no mix \(mix\.json\); adapt mix"):
         run_train(recipe, ("mix=nowhere",))
