@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -43,6 +44,23 @@ def main(folder: str) -> int:
         return BUG
 
 
+def leave(folder: str) -> NoReturn:
+    """Run a rank and end its process, without taking the interpreter apart.
+
+    All files are closed and the group is left by then. What is torn down later, threads of the
+    communication library among it, now and then aborts a rank whose work is done.
+    """
+    try:
+        status = main(folder)
+    except SystemExit as asked:
+        status = int(asked.code or 0)
+    with suppress(OSError):
+        # Whoever read our output may have gone.
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)
+
+
 def _append(log: Path, text: str) -> None:
     with log.open("a") as file:
         file.write(f"{text.rstrip()}\n")
@@ -53,4 +71,4 @@ def _leave(number: int, _frame: FrameType | None) -> NoReturn:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    leave(*sys.argv[1:])
