@@ -85,7 +85,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     ' (did you mean drivelm?)'
     """
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, names, n=1)
     if close:
         return f" (did you mean {close[0]}?)"
     more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""

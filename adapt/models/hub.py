@@ -41,7 +41,7 @@ def checkpoint_folder(name: str, *, workspace: Path = Path(".")) -> Path:
         return _download(name)
     raise UsageError(
         f"{name}: no such folder, and no preset or hub id of that name"
-        f"{nearest(name, preset_names())}"
+        f"{nearest(name, preset_names())}; see adapt models list"
     )
 
 

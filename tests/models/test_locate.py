@@ -111,7 +111,7 @@ def test_an_unknown_name() -> None:
         open_model("mini-internvl-2b")
     assert str(caught.value) == (
         "mini-internvl-2b: no such folder, and no preset or hub id of that name "
-        "(did you mean mini-internvl2-2b?)"
+        "(did you mean mini-internvl2-2b?); see adapt models list"
     )
 
 

@@ -140,5 +140,6 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert out.startswith("cars/train/7: 48 tokens, 16 of them of 1 tile, 3 learned\n")
     assert run(["models", "show", "tinny"]) == 2
     assert capsys.readouterr().err == (
-        "adapt: tinny: no such folder, and no preset or hub id of that name (did you mean tiny?)\n"
+        "adapt: tinny: no such folder, and no preset or hub id of that name (did you mean tiny?); "
+        "see adapt models list\n"
     )

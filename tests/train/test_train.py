@@ -391,7 +391,7 @@ def test_mistakes(recipe: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SourceError, match=r"nowhere: holds no mix \(mix\.json\); adapt mix"):
         run_train(recipe, ("mix=nowhere",))
     with pytest.raises(UsageError, match="tiny"):
-        run_train(recipe, ("model=tyni",))
+        run_train(recipe, ("model=tinyy",))
     with pytest.raises(EnvironmentFault, match=r"qlora needs a CUDA device"):
         run_train(recipe, ("method=qlora",))
     Path("taken").write_text("")
