@@ -7,19 +7,18 @@ OUT/.adapt/SPLIT/*.part    the outcome of each part, see `adapt.convert_part`
 
 from __future__ import annotations
 
-import fcntl
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgspec
 
 from adapt.convert_part import SkipEntry
-from adapt.errors import RecordError, UsageError
-from adapt.jsonl import disk_fault, read_lines
+from adapt.errors import RecordError
+from adapt.jsonl import read_lines
+from adapt.new_folder import remove_empty
+from adapt.one_writer import one_writer
 
 STATE = ".adapt"
 
@@ -43,31 +42,13 @@ def read_unfinished(path: Path) -> Unfinished | None:
 def locked(out: Path) -> Iterator[None]:
     """Hold the output folder against a second conversion at the same time."""
     state = out / STATE
-    made = not out.exists()
+    busy = f"{out}: another adapt convert is writing here; wait for it"
     try:
-        state.mkdir(parents=True, exist_ok=True)
-        file = (state / "lock").open("wb")
-    except OSError as error:
-        raise disk_fault(error, state) from error
-    with file:
-        if not _takes_lock(file, state / "lock"):
-            raise UsageError(f"{out}: another adapt convert is writing here; wait for it")
-        try:
+        with one_writer(state / "lock", busy=busy):
             yield
-        finally:
-            if {path.name for path in state.iterdir()} == {"lock"}:
-                shutil.rmtree(state)
-            if made and not any(out.iterdir()):
-                out.rmdir()
-
-
-def _takes_lock(file: BinaryIO, path: Path) -> bool:
-    """Lock an open file; return False when another process has it, or has just removed it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except (BlockingIOError, FileNotFoundError):
-        return False
+    finally:
+        # Of a conversion that was stopped, and is whole now.
+        remove_empty([state])
 
 
 def read_skips(path: Path) -> Iterator[SkipEntry]:

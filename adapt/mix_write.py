@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapt.errors import UsageError
-from adapt.jsonl import atomic_file, disk_fault, path_text, sha256_file, write_bytes
+from adapt.jsonl import atomic_file, path_text, sha256_file, write_bytes
 from adapt.mix_draw import Rows
 from adapt.mix_index import (
     COLUMNS,
@@ -32,36 +30,22 @@ from adapt.mix_index import (
 )
 from adapt.mix_options import Request, decimal_text
 from adapt.mix_sources import SIDES, MixSide
+from adapt.one_writer import one_writer
 
 
 def write_mix(sides: Sequence[MixSide], request: Request, rows: Rows) -> Mix:
     """Write the rows of a mix in their order, and read it back."""
     out = request.out
     columns = _columns(sides, rows)
-    with _locked(out):
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out}: is a file, expected a folder to write the mix into")
+    with one_writer(out / ".lock", busy=None):
         _write_index(out / INDEX, columns)
         index = IndexFile(INDEX, sha256_file(out / INDEX), (out / INDEX).stat().st_size)
         manifest = _manifest(sides, request, rows, index)
         text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
         write_bytes(out / MANIFEST, text + b"\n")
         return read_mix(out)
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Wait until no other process writes a mix into the same folder."""
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out}: is a file, expected a folder to write the mix into")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        handle = os.open(out, os.O_RDONLY)
-    except OSError as error:
-        raise disk_fault(error, out) from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _columns(sides: Sequence[MixSide], rows: Rows) -> dict[str, NDArray[Any]]:

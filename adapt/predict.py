@@ -20,6 +20,7 @@ import msgspec
 from adapt.dataset import open_dataset
 from adapt.errors import UsageError
 from adapt.jsonl import disk_fault, read_records, write_json
+from adapt.one_writer import one_writer
 from adapt.prediction_file import (
     Prediction,
     about_path,
@@ -82,31 +83,14 @@ def run_predict(options: PredictOptions) -> Path:
         UsageError: Answers there were made with another model or other options.
         ImageError: A picture cannot be read.
     """
-    from adapt.models.handle import open_model
-
     wait_politely()
     _check_numbers(options)
     path, root = find_records(options.records)
     if options.out.resolve() == path.resolve():
         raise UsageError(f"{options.out}: holds the records; name another file for the answers")
-    records = [record for _, record in islice(read_records(path), options.limit)]
-    handle = open_model(options.model)
-    tiling = choose_tiling(options)
-    about = describe(options, handle, tiling)
-    if options.overwrite:
-        discard(options.out)
-    done = answers_there(options.out, about, records)
-    if done >= len(records) and options.out.exists():
-        print(f"{options.out}: has all {done} answers already")
-        return options.out
-    write_json(about_path(options.out), about)
-    _answer_rest(options, records, done, (handle, tiling, root))
-    try:
-        partial_path(options.out).replace(options.out)
-    except OSError as error:
-        raise disk_fault(error, options.out) from error
-    print(f"{options.out}: {len(records)} answers of {options.model}")
-    return options.out
+    busy = f"{options.out}: another adapt predict is writing it; wait for it"
+    with one_writer(options.out.with_name(f".{options.out.name}.lock"), busy=busy):
+        return _run_alone(options, path, root)
 
 
 def find_records(path: Path) -> tuple[Path, Path]:
@@ -163,6 +147,30 @@ def _recipe_of(model: Path) -> Recipe | None:
         if (folder / "recipe.yaml").is_file() and (folder / "plan").is_dir():
             return load_recipe(folder / "recipe.yaml")
     return None
+
+
+def _run_alone(options: PredictOptions, path: Path, root: Path) -> Path:
+    """Answer the records of `path` while nothing else writes the predictions file."""
+    from adapt.models.handle import open_model
+
+    records = [record for _, record in islice(read_records(path), options.limit)]
+    handle = open_model(options.model)
+    tiling = choose_tiling(options)
+    about = describe(options, handle, tiling)
+    if options.overwrite:
+        discard(options.out)
+    done = answers_there(options.out, about, records)
+    if done >= len(records) and options.out.exists():
+        print(f"{options.out}: has all {done} answers already")
+        return options.out
+    write_json(about_path(options.out), about)
+    _answer_rest(options, records, done, (handle, tiling, root))
+    try:
+        partial_path(options.out).replace(options.out)
+    except OSError as error:
+        raise disk_fault(error, options.out) from error
+    print(f"{options.out}: {len(records)} answers of {options.model}")
+    return options.out
 
 
 def _answer_rest(

@@ -14,6 +14,7 @@ from adapt.answer import Answerer, Tiling
 from adapt.errors import AdaptError, RecordError, SourceError, UsageError
 from adapt.jsonl import read_json, write_lines
 from adapt.models.handle import open_model
+from adapt.one_writer import one_writer
 from adapt.options import as_plain
 from adapt.predict import PredictOptions, choose_tiling, run_predict
 from adapt.prediction_file import about_path, weights_digest
@@ -178,6 +179,15 @@ def test_answers_made_otherwise_are_never_mixed_in(things: Path) -> None:
     assert [msgspec.json.decode(line) for line in kept] == first
     rows = predict(things, overwrite=True)
     assert [row["id"] for row in rows][:2] == ["things/val/1", "things/val/1"]
+
+
+def test_two_processes_do_not_write_one_file(things: Path) -> None:
+    with (
+        one_writer(Path(".answers.jsonl.lock"), busy=None),
+        pytest.raises(UsageError, match=r"answers\.jsonl: another adapt predict is writing it"),
+    ):
+        predict(things)
+    assert sorted(path.name for path in Path().iterdir()) == ["things"]
 
 
 def test_a_file_of_unknown_origin_is_left_alone(things: Path) -> None:

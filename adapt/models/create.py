@@ -29,13 +29,13 @@ from adapt.models.conversion import convert_to_native
 from adapt.models.known_layouts import layout_of_original
 from adapt.models.mono_layout import ARCHITECTURE as MONO_ARCHITECTURE
 from adapt.models.native_files import write_config, write_generation_config, write_processor
-from adapt.models.new_folder import new_folder
 from adapt.models.original_forward import OriginalForward
 from adapt.models.parts import Parts, Vocabulary, compose, vocabulary_rows
 from adapt.models.presets import load_preset
 from adapt.models.shards import DTYPES, open_checkpoint, write_checkpoint
 from adapt.models.tokenizers import check_tokenizer, image_token_id, load_tokenizer, saving
 from adapt.models.verify import Difference, Side, open_side, require_agreement
+from adapt.new_folder import new_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -30,11 +30,11 @@ from adapt.models.native_files import (
     write_processor,
 )
 from adapt.models.native_source import NativeSource, open_native
-from adapt.models.new_folder import new_folder
 from adapt.models.original_files import write_original_files
 from adapt.models.shards import DTYPES, write_checkpoint
 from adapt.models.tokenizers import has_tokenizer, load_tokenizer
 from adapt.models.verify import open_side, require_agreement
+from adapt.new_folder import new_folder
 
 
 def export_checkpoint(

@@ -27,7 +27,6 @@ from adapt.models.native_files import (
     write_generation_config,
     write_processor,
 )
-from adapt.models.new_folder import new_folder
 from adapt.models.presets import load_preset, preset_names
 from adapt.models.shards import DTYPES, Checkpoint, open_checkpoint, write_checkpoint
 from adapt.models.tokenizers import (
@@ -37,6 +36,7 @@ from adapt.models.tokenizers import (
 )
 from adapt.models.tokenizers import image_token_id as image_token_of
 from adapt.models.verify import open_side, require_agreement
+from adapt.new_folder import new_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

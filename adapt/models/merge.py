@@ -16,11 +16,11 @@ from adapt.models.conversion import Conversion, ConversionReport, copy_native
 from adapt.models.exporting import write_native_files
 from adapt.models.lora import Adapter, open_adapter
 from adapt.models.native_source import NativeSource, open_native
-from adapt.models.new_folder import new_folder
 from adapt.models.presets import preset_names
 from adapt.models.shards import Checkpoint, write_checkpoint
 from adapt.models.streamed import NativeForward
 from adapt.models.verify import Side, open_side, require_agreement
+from adapt.new_folder import new_folder
 
 # Elements of each tensor that tell one checkpoint from another.
 _SAMPLED = 1024

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from adapt.errors import UsageError
-from adapt.recipe import load_recipe
+from adapt.one_writer import one_writer
+from adapt.recipe import Recipe, load_recipe
 from adapt.run_paths import RunFolder
 from adapt.train.place import Place, find_place
 from adapt.train.processes import rank_command, run_ranks
@@ -42,24 +44,38 @@ def run_train(
     wait_politely()
     options = load_recipe(recipe, overrides)
     place = find_place(os.environ)
-    if place is not None:
-        if nproc is not None:
-            raise UsageError(
-                "--nproc is for adapt's own launcher, and another one (torchrun, deepspeed, srun) "
-                "has started this process; leave --nproc out"
-            )
-        run = prepare(options, resume=resume) if place.rank == 0 else RunFolder(options.out)
-        _leave_as_asked(_run_here(run, place))
-        return
-    run = prepare(options, resume=resume)
-    if resume and _finished(run):
-        print(f"{run.folder}: finished already; its model is {run.model}")
-        return
-    count = nproc or max(1, gpus)
-    if count == 1:
-        _leave_as_asked(_run_here(run, Place()))
+    if place is not None and nproc is not None:
+        raise UsageError(
+            "--nproc is for adapt's own launcher, and another one (torchrun, deepspeed, srun) "
+            "has started this process; leave --nproc out"
+        )
+    if place is not None and place.rank > 0:
+        number = _run_here(RunFolder(options.out), place)
     else:
-        _leave_as_asked(run_ranks(rank_command(str(run.folder)), count, logs=run.logs))
+        with _one_run(options.out):
+            number = _run_first(options, place, resume=resume, nproc=nproc or max(1, gpus))
+    if number:
+        # Let the signal that ended the run do what it would have done at once.
+        signal.raise_signal(number)
+
+
+def _run_first(options: Recipe, place: Place | None, *, resume: bool, nproc: int) -> int:
+    """Prepare the run, and train as the only rank, as rank 0, or by ranks that are started."""
+    run = prepare(options, resume=resume)
+    if place is None and resume and run.model.exists():
+        print(f"{run.folder}: finished already; its model is {run.model}")
+        return 0
+    if place is not None or nproc == 1:
+        return _run_here(run, place or Place())
+    return run_ranks(rank_command(str(run.folder)), nproc, logs=run.logs)
+
+
+def _one_run(folder: Path) -> AbstractContextManager[None]:
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: is a file, expected a folder for the run")
+    return one_writer(
+        folder / ".lock", busy=f"{folder}: another adapt train runs here; wait for it"
+    )
 
 
 def _run_here(run: RunFolder, place: Place) -> int:
@@ -69,18 +85,8 @@ def _run_here(run: RunFolder, place: Place) -> int:
     return stopped_by
 
 
-def _finished(run: RunFolder) -> bool:
-    return run.model.exists()
-
-
 def _num_gpus() -> int:
     import torch
 
     gpus: int = torch.cuda.device_count()
     return gpus
-
-
-def _leave_as_asked(number: int) -> None:
-    """Let the signal that ended the run do what it would have done at once."""
-    if number:
-        signal.raise_signal(number)

@@ -82,8 +82,6 @@ def prepare(recipe: Recipe, *, resume: bool) -> RunFolder:
 
 def _may_use(run: RunFolder, recipe: Recipe, *, resume: bool) -> None:
     """Refuse a folder whose run this one would overwrite or not continue."""
-    if run.folder.exists() and not run.folder.is_dir():
-        raise UsageError(f"{run.folder}: is a file, expected a folder for the run")
     begun = find_latest(run.checkpoints) is not None or run.model.exists()
     if begun and not resume:
         raise UsageError(

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from adapt.jsonl import disk_fault
-from adapt.models.new_folder import new_folder
+from adapt.new_folder import new_folder
 from adapt.recipe import Recipe, load_recipe
 from adapt.run_paths import RunFolder
 from adapt.train.checkpoint import restore, save_checkpoint

@@ -26,6 +26,7 @@ from adapt.errors import (
     UsageError,
 )
 from adapt.models.handle import open_model
+from adapt.one_writer import one_writer
 from adapt.train.engine import Engine
 from adapt.train.launch import run_train
 from adapt.train.run_state import find_latest, read_state
@@ -163,6 +164,15 @@ def test_what_a_run_leaves(recipe: Path, capfd: pytest.CaptureFixture[str]) -> N
     assert "runs/colours: finished already" in capfd.readouterr().out
     with pytest.raises(UsageError, match=r"holds a run already; --resume"):
         run_train(recipe)
+
+
+def test_two_runs_do_not_write_one_folder(recipe: Path) -> None:
+    with (
+        one_writer(Path("runs/colours/.lock"), busy=None),
+        pytest.raises(UsageError, match=r"runs/colours: another adapt train runs here; wait for"),
+    ):
+        run_train(recipe)
+    assert not Path("runs").exists()
 
 
 # peft asks transformers by an older name.

@@ -52,12 +52,13 @@ def new_folder(out: Path) -> Iterator[Path]:
     finally:
         if temporary is not None and temporary.exists():
             shutil.rmtree(temporary)
-        _remove_empty(absent)
+        remove_empty(absent)
 
 
-def _remove_empty(folders: list[Path]) -> None:
-    """Remove folders that are empty, innermost first."""
+def remove_empty(folders: list[Path]) -> None:
+    """Remove folders, innermost first, as long as they are empty."""
     for folder in folders:
-        if not folder.is_dir() or any(folder.iterdir()):
+        try:
+            folder.rmdir()
+        except OSError:
             return
-        folder.rmdir()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from adapt.errors import CheckpointError, EnvironmentFault
-from adapt.models.new_folder import new_folder
+from adapt.new_folder import new_folder
 
 
 def test_folder_appears_at_the_end(tmp_path):
