@@ -129,7 +129,7 @@ def _compare(line: bytes, record: RecordLine, place: str) -> None:
     """Refuse an answer that is there if it is not to this record."""
     try:
         found = _PREDICTION.decode(line)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RecordError(
             f"{place}: not a prediction ({error}); --overwrite discards it"
         ) from error

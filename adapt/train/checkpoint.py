@@ -15,6 +15,7 @@ is done. Random numbers need no file: they are drawn anew for each pack from see
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -123,8 +124,14 @@ def _sync(folder: Path) -> None:
 
 
 def _remove_old(folder: Path, keep: int) -> None:
-    by_step = sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
-    for old in by_step[:-keep]:
+    """Remove all but the newest checkpoints, and what a kill left; a user's own names stay."""
+    steps = {
+        int(path.name.removeprefix("step-")): path
+        for path in folder.glob("step-*")
+        if re.fullmatch(r"step-\d+", path.name)
+    }
+    for step in sorted(steps)[:-keep]:
         # Renamed first: a checkpoint with its name is always whole.
-        gone = old.rename(folder / f".{old.name}.old")
-        shutil.rmtree(gone)
+        steps[step].rename(folder / f".step-{step}.old")
+    for left in [*folder.glob(".step-*.old"), *folder.glob(".step-*.tmp")]:
+        shutil.rmtree(left)

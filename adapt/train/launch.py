@@ -14,7 +14,7 @@ from pathlib import Path
 
 from adapt.errors import UsageError
 from adapt.one_writer import one_writer
-from adapt.recipe import Recipe, load_recipe
+from adapt.recipe import load_recipe
 from adapt.run_paths import RunFolder
 from adapt.train.place import Place, find_place
 from adapt.train.processes import rank_command, run_ranks
@@ -36,12 +36,12 @@ def run_train(
     Raises:
         AdaptError: See `adapt.errors`; every one names what to do.
     """
+    wait_politely()
     if nproc is not None and nproc < 1:
         raise UsageError(f"--nproc {nproc}: expected at least 1")
     gpus = _num_gpus()
     if nproc is not None and gpus and nproc > gpus:
         raise UsageError(f"--nproc {nproc}: this machine has {gpus} GPUs, a process takes one each")
-    wait_politely()
     options = load_recipe(recipe, overrides)
     place = find_place(os.environ)
     if place is not None and nproc is not None:
@@ -49,25 +49,24 @@ def run_train(
             "--nproc is for adapt's own launcher, and another one (torchrun, deepspeed, srun) "
             "has started this process; leave --nproc out"
         )
+    count = nproc or max(1, gpus)
+    run = RunFolder(options.out)
+    finished = resume and run.model.exists()
     if place is not None and place.rank > 0:
-        number = _run_here(RunFolder(options.out), place)
+        number = 0 if finished else _run_here(run, place)
     else:
         with _one_run(options.out):
-            number = _run_first(options, place, resume=resume, nproc=nproc or max(1, gpus))
+            prepare(options, resume=resume)
+            if finished:
+                print(f"{run.folder}: finished already; its model is {run.model}")
+                number = 0
+            elif place is not None or count == 1:
+                number = _run_here(run, place or Place())
+            else:
+                number = run_ranks(rank_command(str(run.folder)), count, logs=run.logs)
     if number:
         # Let the signal that ended the run do what it would have done at once.
         signal.raise_signal(number)
-
-
-def _run_first(options: Recipe, place: Place | None, *, resume: bool, nproc: int) -> int:
-    """Prepare the run, and train as the only rank, as rank 0, or by ranks that are started."""
-    run = prepare(options, resume=resume)
-    if place is None and resume and run.model.exists():
-        print(f"{run.folder}: finished already; its model is {run.model}")
-        return 0
-    if place is not None or nproc == 1:
-        return _run_here(run, place or Place())
-    return run_ranks(rank_command(str(run.folder)), nproc, logs=run.logs)
 
 
 def _one_run(folder: Path) -> AbstractContextManager[None]:

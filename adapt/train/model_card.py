@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 
 # Steps whose mean is called the first and the last loss: one step alone is mostly noise.
 _MEAN_OVER = 10
+_OPENED = {
+    "internvl": "`model/` opens with `InternVLForConditionalGeneration.from_pretrained` as well.",
+    "mono": (
+        "`model/` opens with `AutoModelForImageTextToText.from_pretrained` as well, after "
+        "`import adapt.models.mono`."
+    ),
+}
 
 
 def write_card(
@@ -54,8 +61,8 @@ def write_card(
             f"adapt predict RECORDS --model {run.folder} --out answers.jsonl",
             "```",
             "",
-            "`model/` opens with `InternVLForConditionalGeneration.from_pretrained` as well. The "
-            "exact settings are in `recipe.yaml`, the software in `versions.json`.",
+            f"{_OPENED[handle.architecture]} The exact settings are in `recipe.yaml`, the "
+            f"software in `versions.json`.",
             "",
         ]
     )

@@ -64,13 +64,13 @@ def find_place(environment: Mapping[str, str]) -> Place | None:
     # One task is an interactive shell or a batch script as often as a rank.
     if "SLURM_PROCID" in environment and tasks != "1":
         nodes = environment.get("SLURM_STEP_NODELIST") or _text(environment, "SLURM_JOB_NODELIST")
-        job = _number(environment, "SLURM_JOB_ID")
+        port = _SLURM_PORTS[_number(environment, "SLURM_JOB_ID") % len(_SLURM_PORTS)]
         return Place(
             rank=_number(environment, "SLURM_PROCID"),
-            world_size=int(tasks),
+            world_size=_as_number("SLURM_NTASKS", tasks),
             local_rank=_number(environment, "SLURM_LOCALID"),
             address=environment.get("MASTER_ADDR") or first_node(nodes),
-            port=int(environment.get("MASTER_PORT") or _SLURM_PORTS[job % len(_SLURM_PORTS)]),
+            port=_as_number("MASTER_PORT", environment.get("MASTER_PORT") or str(port)),
         )
     return None
 
@@ -92,6 +92,7 @@ def joined(place: Place) -> Iterator[torch.device]:
     """Join the other ranks and give this rank's device; leave them at the end.
 
     Raises:
+        UsageError: This machine has fewer GPUs than ranks.
         EnvironmentFault: Rank 0 is out of reach.
     """
     import torch
@@ -103,6 +104,11 @@ def joined(place: Place) -> Iterator[torch.device]:
     os.environ["LOCAL_RANK"] = str(place.local_rank)
     device = torch.device("cuda", place.local_rank) if has_gpu else torch.device("cpu")
     if has_gpu:
+        if place.local_rank >= torch.cuda.device_count():
+            raise UsageError(
+                f"rank {place.rank} is number {place.local_rank + 1} on a machine with "
+                f"{torch.cuda.device_count()} GPUs, a process takes one each; start fewer"
+            )
         torch.cuda.set_device(device)
     backend = "nccl" if has_gpu else "gloo"
     try:
@@ -151,7 +157,10 @@ def _text(environment: Mapping[str, str], name: str) -> str:
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:
-    text = _text(environment, name)
+    return _as_number(name, _text(environment, name))
+
+
+def _as_number(name: str, text: str) -> int:
     if not text.isdecimal():
         raise UsageError(f"{name} is {text!r}, expected a number")
     return int(text)

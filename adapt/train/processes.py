@@ -86,8 +86,7 @@ def run_ranks(command: Sequence[str], count: int, *, logs: Path) -> int:
             for number in range(count):
                 place = Place(number, count, number, ADDRESS, port)
                 ranks.append(_start(command, place, logs / f"rank-{number}.log"))
-            _wait(ranks, received)
-        return received[0] if received else 0
+            return _wait(ranks, received)
     finally:
         _end(ranks)
 
@@ -146,7 +145,8 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _wait(ranks: Sequence[_Rank], received: Sequence[int]) -> None:
+def _wait(ranks: Sequence[_Rank], received: Sequence[int]) -> int:
+    """Wait for all ranks; return the signal that ended them, sent to us or to them, or 0."""
     while _running(ranks) and not _failed(ranks, received):
         time.sleep(POLL_S)
     deadline = time.monotonic() + BLAME_S
@@ -154,6 +154,8 @@ def _wait(ranks: Sequence[_Rank], received: Sequence[int]) -> None:
         time.sleep(POLL_S)
     if failed := _failed(ranks, received):
         raise _blame(min(failed, key=_blame_order), len(ranks))
+    asked = [rank.process.returncode - 128 for rank in ranks if rank.process.returncode > 128]
+    return [*received, *asked, 0][0]
 
 
 def _running(ranks: Sequence[_Rank]) -> bool:

@@ -49,7 +49,7 @@ def find_latest(folder: Path) -> Path | None:
     marker = folder / LATEST
     if not marker.exists():
         return None
-    path = folder / read_bytes(marker).decode().strip()
+    path = folder / read_bytes(marker).decode(errors="replace").strip()
     if not (path / STATE).is_file():
         others = ", ".join(sorted(p.name for p in folder.glob("step-*"))) or "none"
         raise CheckpointError(
@@ -68,7 +68,7 @@ def read_state(checkpoint: Path) -> RunState:
     path = checkpoint / STATE
     try:
         state = msgspec.json.decode(read_bytes(path), type=RunState)
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: {error}; go on from an older checkpoint") from error
     if state.format != FORMAT:
         raise CheckpointError(f"{path}: format {state.format}, this version reads {FORMAT}")

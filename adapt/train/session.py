@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from adapt.jsonl import disk_fault
+from adapt.models.merge import merge_adapter
 from adapt.new_folder import new_folder
 from adapt.recipe import Recipe, load_recipe
 from adapt.run_paths import RunFolder
@@ -33,7 +34,7 @@ from adapt.train.quiet import quiet_training
 from adapt.train.run_state import RunState, find_latest, read_state
 from adapt.train.schedule import make_schedule
 from adapt.train.selfcheck import check_packing, choose_records
-from adapt.train.weights import gather_weights, merge_adapter, write_weights
+from adapt.train.weights import base_folder, gather_weights, write_weights
 
 if TYPE_CHECKING:
     from adapt.mix import Mix
@@ -209,11 +210,19 @@ def _finish(session: Session) -> None:
         with disk_faults_named(result), new_folder(result) as folder:
             write_weights(folder, weights, engine, handle)
         if engine.adapter is not None:
-            with disk_faults_named(run.model), new_folder(run.model) as folder:
-                merge_adapter(run.adapter, folder, handle, session.recipe)
+            _merge(session)
         write_card(run, session.recipe, handle, session.mix, engine.counts)
         _say(f"trained model: {run.model}")
     dist.barrier()
+
+
+def _merge(session: Session) -> None:
+    """Merge the adapter into its base, as `adapt models merge` does."""
+    run = session.run
+    base = base_folder(session.handle, session.recipe, run.folder)
+    with disk_faults_named(run.model), base as folder:
+        report = merge_adapter(run.adapter, folder, run.model)
+    _say(f"adapter merged into its base: {report.difference}")
 
 
 def _say(line: str) -> None:

@@ -1,15 +1,17 @@
 """Trained weights as folders that transformers and peft open: safetensors, never pickle.
 
 full, freeze-vit    model/     native checkpoint: config, weights, tokenizer, adapt.json
-lora, qlora         adapter/   peft adapter; merged into the base: a native checkpoint too
+lora, qlora         adapter/   peft adapter; merged into the base by `adapt.models.merge`
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -60,14 +62,15 @@ def write_weights(
     (folder / "README.md").unlink(missing_ok=True)
 
 
-def merge_adapter(adapter: Path, out: Path, handle: ModelHandle, recipe: Recipe) -> None:
-    """Merge an adapter into a fresh copy of its base and write the result to `out`."""
-    import peft
-
-    base = handle.load(DTYPES[recipe.dtype], seed=recipe.seed)
-    merged = peft.PeftModel.from_pretrained(base, adapter).merge_and_unload()
-    merged.to(torch.device("cpu"))
-    save_native(merged, out, handle)
+@contextmanager
+def base_folder(handle: ModelHandle, recipe: Recipe, near: Path) -> Iterator[Path]:
+    """Give the native checkpoint that a run began with; one of random weights is written `near`."""
+    if handle.folder is not None:
+        yield handle.folder
+        return
+    with TemporaryDirectory(dir=near, prefix=".base.") as name:
+        save_native(handle.load(DTYPES[recipe.dtype], seed=recipe.seed), Path(name), handle)
+        yield Path(name)
 
 
 def save_native(

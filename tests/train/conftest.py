@@ -4,12 +4,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from adapt.jsonl import write_lines
 from adapt.mix import MixOptions, run_mix
 from adapt.records import Message, RecordLine, Source
 
+RECIPE = {
+    "model": "tiny",
+    "mix": "mix",
+    "dtype": "fp32",
+    "deepspeed": "zero2",
+    "max_tiles": 4,
+    "max_record_tokens": 400,
+    "max_pack_tokens": 400,
+    "max_pack_tiles": 8,
+    "gradient_accumulation": 2,
+    "learning_rate": 2e-3,
+    "max_steps": 12,
+    "save_every": 4,
+    "keep_checkpoints": 2,
+    "data_workers": 2,
+}
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 220)}
 
 
@@ -69,3 +86,15 @@ def make_mix(workspace: Path, *, domain: int = 24, general: int = 6) -> Path:
 @pytest.fixture
 def mix(tmp_path: Path) -> Path:
     return make_mix(tmp_path)
+
+
+@pytest.fixture
+def recipe(mix: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(mix.parent)
+    return write_recipe(mix.parent)
+
+
+def write_recipe(workspace: Path, **options) -> Path:
+    path = workspace / "colours.yaml"
+    path.write_text(yaml.safe_dump(RECIPE | options))
+    return path

@@ -1,7 +1,7 @@
 import pytest
 
 from adapt.errors import UsageError
-from adapt.train.place import Place, find_place, first_node
+from adapt.train.place import Place, find_place, first_node, joined
 
 
 def test_alone() -> None:
@@ -54,6 +54,21 @@ def test_a_number_that_is_none() -> None:
     environment = {"RANK": "first", "WORLD_SIZE": "2"}
     with pytest.raises(UsageError, match="RANK is 'first', expected a number"):
         find_place(environment)
+    slurm = {"SLURM_PROCID": "0", "SLURM_JOB_NODELIST": "a", "SLURM_JOB_ID": "1"}
+    with pytest.raises(UsageError, match="SLURM_NTASKS is '2x', expected a number"):
+        find_place(slurm | {"SLURM_NTASKS": "2x"})
+    with pytest.raises(UsageError, match="MASTER_PORT is 'http', expected a number"):
+        find_place(slurm | {"SLURM_NTASKS": "2", "SLURM_LOCALID": "0", "MASTER_PORT": "http"})
+
+
+def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with (
+        pytest.raises(UsageError, match=r"rank 6 is number 3 on a machine with 2 GPUs"),
+        joined(Place(6, 8, 2, "node1", 29500)),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,13 @@ def test_a_signal_reaches_the_ranks(tmp_path: Path, number: int) -> None:
     assert (tmp_path / "left1").exists()
 
 
+def test_a_signal_to_the_ranks_alone_ends_the_run_as_well(tmp_path: Path) -> None:
+    launcher = launch(tmp_path, POLITE)
+    for rank in "01":
+        os.kill(int((tmp_path / rank).read_text()), signal.SIGTERM)
+    assert launcher.wait() == signal.SIGTERM
+
+
 def test_a_rank_that_still_starts_leaves_without_a_traceback(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from adapt.train.run_state import RunState, find_latest, read_state
 
 def write(folder: Path, step: int, text: str) -> Path:
     (folder / f"step-{step}").mkdir()
-    (folder / f"step-{step}" / "state.json").write_text(text)
+    (folder / f"step-{step}" / "state.json").write_bytes(os.fsencode(text))
     return folder / f"step-{step}"
 
 
@@ -42,6 +43,7 @@ def test_a_state(tmp_path: Path) -> None:
     [
         (STATE[:-9], "older checkpoint"),
         (STATE.replace('"step": 4', '"step": "4"'), r"\$\.step"),
+        ("\udcff", "older checkpoint"),
         (STATE.replace('"format": 1', '"format": 2'), "format 2, this version reads 1"),
     ],
 )
