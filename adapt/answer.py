@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from adapt.errors import EnvironmentFault, RecordError, UsageError
+from adapt.images import ImageError
+from adapt.models.pixels import normalise
+from adapt.reading_ahead import TileCache
 from adapt.records import RecordLine
 from adapt.tiling import Grid, Pixels, load_tiles, record_grids
-from adapt.train.loader import TileCache
-from adapt.train.packed_model import normalise
 
 if TYPE_CHECKING:
     from adapt.models.handle import ModelHandle
@@ -98,9 +99,8 @@ class Answerer:
     ) -> None:
         self._handle, self._device, self._tiling = handle, device, tiling
         self._max_new_tokens, self._root = max_new_tokens, root
-        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-        self._model: Any = handle.load(dtype).eval().to(device)
-        self._dtype = dtype
+        self._dtype = choose_dtype(device)
+        self._model: Any = handle.load(self._dtype).eval().to(device)
         self._cache = TileCache(CACHE_BYTES)
 
     def prompt(self, index: int, record: RecordLine) -> Prompt:
@@ -145,21 +145,21 @@ class Answerer:
         """Open and cut the pictures of a batch.
 
         Raises:
-            ImageError: A picture is missing or damaged.
-            RecordError: A picture has another size than its record says.
+            RecordError: A picture is missing, damaged, or of another size than its record says.
         """
-        tiles = [
-            self._picture(image, grid, (width, height))
-            for prompt in prompts
-            for image, grid, width, height in zip(
-                prompt.record.image,
-                prompt.grids,
-                prompt.record.width_list,
-                prompt.record.height_list,
-                strict=True,
-            )
-        ]
+        tiles = [picture for prompt in prompts for picture in self._pictures(prompt)]
         return LoadedBatch(prompts, np.concatenate(tiles) if tiles else None)
+
+    def _pictures(self, prompt: Prompt) -> list[Pixels]:
+        record = prompt.record
+        sizes = zip(record.width_list, record.height_list, strict=True)
+        try:
+            return [
+                self._picture(image, grid, size)
+                for image, grid, size in zip(record.image, prompt.grids, sizes, strict=True)
+            ]
+        except (ImageError, RecordError) as error:
+            raise RecordError(f"record {record.id}: {error}; mend it, and run again") from error
 
     def _picture(self, image: str, grid: Grid, size: tuple[int, int]) -> Pixels:
         thumbnail, tile_px = self._tiling.thumbnail, self._handle.tile_px
@@ -234,6 +234,11 @@ def pad_left(rows: Sequence[Sequence[int]], *, fill: int) -> tuple[Tensor, Tenso
         tokens[number, longest - len(row) :] = torch.tensor(row, dtype=torch.int64)
         mask[number, longest - len(row) :] = 1
     return tokens, mask
+
+
+def choose_dtype(device: torch.device) -> torch.dtype:
+    """Return the number format that a model answers in: bfloat16 where it is fast."""
+    return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
 def find_device(name: str | None) -> torch.device:

@@ -19,7 +19,7 @@ import msgspec
 from adapt.check_images import Pictures
 from adapt.check_record import check_line
 from adapt.dataset import MANIFEST, SKIPPED, Dataset, SplitFile, open_dataset
-from adapt.errors import CheckFailed, RecordError
+from adapt.errors import CheckFailed
 from adapt.jsonl import read_json, read_lines
 from adapt.ledger import Ledger
 from adapt.problems import Problem, schema_problems, show
@@ -122,7 +122,8 @@ def _check_dataset(path: Path, report: Report, *, images: bool) -> _Tally | None
         for file in files:
             _check_file(file, tally, pictures, report)
     if dataset.manifest is not None and path.is_dir():
-        for problem in _ledger_problems(dataset, dataset.manifest, tally):
+        lost = _skipped_units(dataset.folder / SKIPPED, report)
+        for problem in _ledger_problems(dataset, dataset.manifest, tally, lost):
             report.add(manifest, problem)
     if pictures is not None:
         tally.pictures = len(pictures)
@@ -241,10 +242,9 @@ def _sum_problems(file: SplitFile, records: int, sha256: str) -> Iterator[str]:
 
 
 def _ledger_problems(
-    dataset: Dataset, manifest: dict[str, Any], tally: _Tally
+    dataset: Dataset, manifest: dict[str, Any], tally: _Tally, lost: Counter[str]
 ) -> Iterator[Problem]:
     """Check that the numbers of dataset.json add up, and agree with the files beside it."""
-    lost = _skipped_units(dataset.folder / SKIPPED)
     for split, entry in manifest["splits"].items():
         place = f"$.splits.{split}.ledger"
         ledger = Ledger.from_dict(entry["ledger"])
@@ -269,7 +269,7 @@ class _Skipped(msgspec.Struct):
     units: int
 
 
-def _skipped_units(path: Path) -> Counter[str]:
+def _skipped_units(path: Path, report: Report) -> Counter[str]:
     """Return the units that skipped.jsonl counts in each split."""
     units: Counter[str] = Counter()
     if not path.exists() or not path.stat().st_size:
@@ -278,9 +278,8 @@ def _skipped_units(path: Path) -> Counter[str]:
     for number, line in read_lines(path):
         try:
             entry = decode(line)
-        except msgspec.DecodeError as error:
-            raise RecordError(
-                f"{path}:{number}: no line of a converter: {error}; convert the dataset again"
-            ) from error
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            report.add(path, f"found no line of a converter ({error}), expected one", number)
+            continue
         units[entry.split] += entry.units
     return units

@@ -18,7 +18,7 @@ import typer
 from adapt import __version__
 from adapt.cli_convert import convert_app
 from adapt.cli_models import models_app
-from adapt.errors import AdaptError, MissingExtra
+from adapt.errors import BUG, AdaptError, MissingExtra
 
 app = typer.Typer(
     name="adapt",
@@ -44,7 +44,6 @@ app.add_typer(models_app, name="models")
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(eval_app, name="eval")
 
-INTERNAL_ERROR = 70
 INTERRUPTED = "interrupted; run the same command again to go on"
 
 
@@ -314,9 +313,10 @@ def demo(
     Example: adapt demo --out demo
     """
     _require("demo", "deepspeed", "train")
+    _require("demo", "pycocoevalcap", "eval")
     from adapt.demo import run_demo
 
-    run_demo(out, seed=seed)
+    run_demo(out, run, seed=seed)
 
 
 @app.command()
@@ -383,7 +383,7 @@ def run(arguments: list[str]) -> int:
         return _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 4)
     except Exception:  # noqa: BLE001  the one place where a bug is told from a user's mistake
         traceback.print_exc()
-        return INTERNAL_ERROR
+        return BUG
 
 
 def _usage(error: typer.TyperException) -> str:

@@ -40,8 +40,10 @@ def show(
     render: Annotated[
         Path | None, typer.Option(help="Records file: print its first records as tokens.")
     ] = None,
-    max_tiles: Annotated[int, typer.Option(help="Most tiles a picture, with --render.")] = 12,
-    limit: Annotated[int, typer.Option(help="How many records, with --render.")] = 3,
+    max_tiles: Annotated[
+        int, typer.Option(min=1, help="Most tiles a picture, with --render.")
+    ] = 12,
+    limit: Annotated[int, typer.Option(min=1, help="How many records, with --render.")] = 3,
 ) -> None:
     """What a model is; with --render, the exact tokens of records, the learned ones marked.
 

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from adapt.convert_part import SkipEntry
-from adapt.errors import RecordError
+from adapt.errors import RecordError, some
 from adapt.jsonl import read_lines
 from adapt.new_folder import remove_empty
 from adapt.one_writer import one_writer
@@ -83,8 +83,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
                 name for name in old.keys() | new.keys() if old.get(name) != new.get(name)
             )
             if key == "inputs":
-                more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-                found.append(f"other input ({', '.join(names[:3])}{more})")
+                found.append(f"other input ({some(names, most=3)})")
             else:
                 label = key.removesuffix("s")
                 found += [f"{label} {name} {old.get(name)}, now {new.get(name)}" for name in names]

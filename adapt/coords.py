@@ -23,6 +23,8 @@ Box = tuple[float, float, float, float]
 Box1000 = tuple[int, int, int, int]
 
 BOX_PATTERN = re.compile(r"<box>(.*?)</box>", re.DOTALL)
+POINT_PATTERN = re.compile(r"<c\d+,\w+,\[\s*(\d+)\s*,\s*(\d+)\s*\]>")
+"""A tag with a point of 0 to 1000."""
 _INNER = r"\[\s*[0-9]+\s*,\s*[0-9]+\s*,\s*[0-9]+\s*,\s*[0-9]+\s*\]"
 _BOX_LIST = re.compile(rf"\s*\[\s*{_INNER}(?:\s*,\s*{_INNER})*\s*\]\s*")
 _BOX_NUMBERS = re.compile(r"[0-9]+")

@@ -10,23 +10,24 @@ grey pictures, and the commonest training answer to each type of question.
 from __future__ import annotations
 
 import contextlib
-import re
 import shutil
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import orjson
 
-from adapt import cli
+from adapt.coords import POINT_PATTERN
 from adapt.dataset import open_dataset
 from adapt.draw import draw_record
-from adapt.errors import AdaptError, CheckFailed, UsageError
+from adapt.errors import CheckFailed, UsageError, error_of_status
 from adapt.jsonl import read_lines, read_records, write_bytes
 from adapt.records import RecordLine
 from adapt.synthetic import TRUTH_FILE, grey_copy, write_driving, write_general
-from adapt.train.threads import wait_politely
+from adapt.threads import wait_politely
 
 TRAIN_FRAMES = 200
 VAL_FRAMES = 40
@@ -39,8 +40,19 @@ DRIVELM, GENERAL = Path("data/domain/drivelm"), Path("data/general/llava")
 TRUTH, GREY, ANSWERS = Path("data/truth"), Path("data/grey"), Path("answers")
 
 
-def run_demo(out: Path, *, seed: int) -> None:
+class Command(Protocol):
+    """Runs a command of `adapt` and returns its exit status, see `adapt.cli.run`."""
+
+    def __call__(self, arguments: list[str]) -> int: ...
+
+
+def run_demo(out: Path, command: Command, *, seed: int) -> None:
     """Run the whole loop below `out` and show what was learnt.
+
+    Args:
+        out: Folder that is empty, or holds an earlier demo.
+        command: What runs the commands.
+        seed: Of the world that is drawn, and of the training.
 
     Raises:
         UsageError: `out` holds something else.
@@ -49,18 +61,19 @@ def run_demo(out: Path, *, seed: int) -> None:
     wait_politely()
     start = time.monotonic()
     _empty(out)
+    run = partial(_run, command)
     with contextlib.chdir(out):
         write_driving(
             Path("data/raw/drivelm"), train_frames=TRAIN_FRAMES, val_frames=VAL_FRAMES, seed=seed
         )
         write_general(Path("data/raw/llava"), rows=GENERAL_ROWS, seed=seed)
-        _prepare_data(seed)
-        _predict("untrained", "tiny", DRIVELM)
-        _run("train", "recipes/demo.yaml", "--set", f"seed={seed}", "--nproc", "1")
-        _predict("trained", "runs/demo", DRIVELM)
-        _predict("grey", "runs/demo", GREY)
+        _prepare_data(run, seed)
+        _predict(run, "untrained", "tiny", DRIVELM)
+        run("train", "recipes/demo.yaml", "--set", f"seed={seed}", "--nproc", "1")
+        _predict(run, "trained", "runs/demo", DRIVELM)
+        _predict(run, "grey", "runs/demo", GREY)
         for name in ("untrained", "trained"):
-            _run(
+            run(
                 *("eval", "drivelm", "--predictions", f"{ANSWERS}/{name}.jsonl"),
                 *("--truth", f"{TRUTH}/val.jsonl", "--json", f"{ANSWERS}/{name}.json"),
             )
@@ -69,17 +82,17 @@ def run_demo(out: Path, *, seed: int) -> None:
     _judge(scores)
 
 
-def _prepare_data(seed: int) -> None:
+def _prepare_data(run: Callable[..., None], seed: int) -> None:
     truth = f"data/raw/drivelm/{TRUTH_FILE}"
-    _run("convert", "drivelm", "--choices", "open")
-    _run(
+    run("convert", "drivelm", "--choices", "open")
+    run(
         *("convert", "drivelm", "--choices", "open", "--annotations", truth, "--split", "val"),
         *("--out", str(TRUTH)),
     )
-    _run("convert", "llava")
-    _run("check", str(DRIVELM), str(GENERAL), "--images")
-    _run("mix", "--ratio", "1:4", "--seed", str(seed))
-    _run("plan", "recipes/demo.yaml")
+    run("convert", "llava")
+    run("check", str(DRIVELM), str(GENERAL), "--images")
+    run("mix", "--ratio", "1:4", "--seed", str(seed))
+    run("plan", "recipes/demo.yaml")
     _write_grey()
     _draw_frame()
 
@@ -96,22 +109,17 @@ def _empty(out: Path) -> None:
     (out / MARKER).touch()
 
 
-def _run(*arguments: str) -> None:
+def _run(command: Command, *arguments: str) -> None:
     """Run a command of `adapt` in this process, as it would be typed."""
     print(f"\n$ adapt {' '.join(arguments)}", flush=True)
-    status = cli.run(list(arguments))
+    status = command(list(arguments))
     if status:
-        raise _stopped(arguments, status)
+        kind = error_of_status(status) or RuntimeError
+        raise kind(f"adapt {' '.join(arguments)} ended with status {status}; see above")
 
 
-def _stopped(arguments: tuple[str, ...], status: int) -> AdaptError:
-    error = AdaptError(f"adapt {' '.join(arguments)} ended with status {status}; see above")
-    error.exit_status = status  # type: ignore[misc]
-    return error
-
-
-def _predict(name: str, model: str, dataset: Path) -> None:
-    _run(
+def _predict(run: Callable[..., None], name: str, model: str, dataset: Path) -> None:
+    run(
         *("predict", f"{dataset}/val.jsonl", "--model", model),
         *("--out", f"{ANSWERS}/{name}.jsonl", "--max-tiles", "1"),
         *("--batch-size", "64", "--max-new-tokens", "160"),
@@ -136,15 +144,8 @@ def _draw_frame() -> None:
 
 
 def question_type(record: RecordLine) -> str:
-    """Return a record's question without what differs between frames.
-
-    >>> re.sub(TAG, "TAG", "Is <c1,CAM_BACK,[5, 6]> a car?")
-    'Is TAG a car?'
-    """
-    return TAG.sub("TAG", record.conversations[0].value.rsplit("\n", 1)[-1])
-
-
-TAG = re.compile(r"<c\d+,\w+,\[[^\]]*\]>")
+    """Return a record's question without the tags, which differ between frames."""
+    return POINT_PATTERN.sub("TAG", record.conversations[0].value.rsplit("\n", 1)[-1])
 
 
 def compare() -> dict[str, float]:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from adapt.coords import BOX_PATTERN, Box1000, box_from_1000, parse_box_list, pixel_from_1000
+from adapt.coords import (
+    BOX_PATTERN,
+    POINT_PATTERN,
+    Box1000,
+    box_from_1000,
+    parse_box_list,
+    pixel_from_1000,
+)
 from adapt.images import open_rgb
 from adapt.records import RecordLine
 
-POINT_PATTERN = re.compile(r"<c\d+,\w+,\[\s*(\d+)\s*,\s*(\d+)\s*\]>")
 BOX_COLOUR = (57, 255, 20)
 POINT_COLOUR = (0, 200, 255)
 

@@ -11,13 +11,16 @@
     └── EnvironmentFault     4   disk, port, a lost rank, a judge out of reach
         └── MissingExtra     4   an optional part of the installation is absent
 
-Anything else that escapes is a bug: it keeps its traceback and exits 70.
+Anything else that escapes is a bug: it keeps its traceback and exits 70 (`BUG`).
 A message says where, what was found, what was expected, and what to do.
 """
 
 import difflib
 from collections.abc import Iterable
 from typing import ClassVar
+
+BUG = 70
+"""Exit status of a failure that is no user's."""
 
 
 class AdaptError(Exception):
@@ -76,6 +79,14 @@ class MissingExtra(EnvironmentFault):
 
 MOST_NAMES = 12
 """Names that a message lists at most."""
+_BY_STATUS: dict[int, type[AdaptError]] = {
+    kind.exit_status: kind for kind in (AdaptError, CheckFailed, TooManySkips, EnvironmentFault)
+}
+
+
+def error_of_status(status: int) -> type[AdaptError] | None:
+    """Return the class of the failures that end a command with `status`, None when none do."""
+    return _BY_STATUS.get(status)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -88,5 +99,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1)
     if close:
         return f" (did you mean {close[0]}?)"
-    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-    return f" (known: {', '.join(names[:MOST_NAMES]) or 'none'}{more})"
+    return f" (known: {some(names, most=MOST_NAMES) or 'none'})"
+
+
+def some(names: Iterable[str], most: int = 8) -> str:
+    """Return the first names and how many more there are.
+
+    >>> some(["a", "b", "c"], most=2)
+    'a, b and 1 more'
+    """
+    listed = list(names)
+    rest = len(listed) - most
+    return ", ".join(listed[:most]) + (f" and {rest} more" if rest > 0 else "")

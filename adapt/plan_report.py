@@ -18,7 +18,7 @@ from adapt.estimate import (
 )
 from adapt.packing import Integers, Limits, least_packs
 from adapt.plan import Plan
-from adapt.recipe import Method, Recipe, recipes_for
+from adapt.recipe import METHODS, Recipe, recipes_for
 from adapt.recipe_files import shipped_names
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ _BAR = 40
 _BINS = 12
 _WELL_FILLED = 0.9
 _GIB = 2**30
-_METHODS: tuple[Method, ...] = ("full", "freeze-vit", "lora", "qlora")
 
 
 def domain_notice(recipe: Recipe, mix: Mix) -> str | None:
@@ -142,7 +141,7 @@ def _memory_lines(plan: Plan, recipe: Recipe, shape: Shape, gpus: int) -> Iterat
     yield "            in GiB: " + ", ".join(f"{name} {_gib(size)}" for name, size in _parts(own))
     names = list(settings)
     yield "  GiB a GPU   " + "".join(f"{name:>15}" for name in names)
-    for method in (method for method in _METHODS if method in shape.trained):
+    for method in (method for method in METHODS if method in shape.trained):
         other = dataclasses.replace(recipe, method=method)
         cells = (
             estimate_memory(shape, other, settings[name], gpus=gpus, tokens=tokens, tiles=tiles)

@@ -33,9 +33,11 @@ from adapt.prediction_file import (
 from adapt.progress import progress
 from adapt.recipe import Recipe, load_recipe
 from adapt.records import RecordLine
-from adapt.train.threads import wait_politely
+from adapt.threads import wait_politely
 
 if TYPE_CHECKING:
+    import torch
+
     from adapt.answer import Answer, Answerer, Prompt, Tiling
     from adapt.models.handle import ModelHandle
 
@@ -79,9 +81,9 @@ def run_predict(options: PredictOptions) -> Path:
 
     Raises:
         SourceError: The records are not there.
-        RecordError: A record cannot be asked, or answers there are to other records.
+        RecordError: A record cannot be asked, a picture of it cannot be read, or answers there are
+            to other records.
         UsageError: Answers there were made with another model or other options.
-        ImageError: A picture cannot be read.
     """
     wait_politely()
     _check_numbers(options)
@@ -118,13 +120,18 @@ def choose_tiling(options: PredictOptions) -> Tiling:
     return Tiling(most, min(recipe.min_tiles, most), recipe.thumbnail)
 
 
-def describe(options: PredictOptions, handle: ModelHandle, tiling: Tiling) -> dict[str, Any]:
+def describe(
+    options: PredictOptions, handle: ModelHandle, tiling: Tiling, device: torch.device
+) -> dict[str, Any]:
     """Return everything that decides an answer, apart from its record."""
+    from adapt.answer import choose_dtype
+
     return {
         "format": FORMAT,
         "model": options.model,
         "weights": weights_digest(handle.folder) if handle.folder else "random",
         "template": handle.template.name,
+        "dtype": str(choose_dtype(device)).removeprefix("torch."),
         "max_new_tokens": options.max_new_tokens,
         **asdict(tiling),
     }
@@ -151,12 +158,15 @@ def _recipe_of(model: Path) -> Recipe | None:
 
 def _run_alone(options: PredictOptions, path: Path, root: Path) -> Path:
     """Answer the records of `path` while nothing else writes the predictions file."""
+    from adapt.answer import Answerer, find_device
     from adapt.models.handle import open_model
+    from adapt.quiet import quiet_transformers
 
     records = [record for _, record in islice(read_records(path), options.limit)]
     handle = open_model(options.model)
     tiling = choose_tiling(options)
-    about = describe(options, handle, tiling)
+    device = find_device(options.device)
+    about = describe(options, handle, tiling, device)
     if options.overwrite:
         discard(options.out)
     done = answers_there(options.out, about, records)
@@ -164,7 +174,11 @@ def _run_alone(options: PredictOptions, path: Path, root: Path) -> Path:
         print(f"{options.out}: has all {done} answers already")
         return options.out
     write_json(about_path(options.out), about)
-    _answer_rest(options, records, done, (handle, tiling, root))
+    with quiet_transformers():
+        answerer = Answerer(
+            handle, device, tiling, max_new_tokens=options.max_new_tokens, root=root
+        )
+        _answer_rest(options, records, done, answerer)
     try:
         partial_path(options.out).replace(options.out)
     except OSError as error:
@@ -174,40 +188,25 @@ def _run_alone(options: PredictOptions, path: Path, root: Path) -> Path:
 
 
 def _answer_rest(
-    options: PredictOptions,
-    records: list[RecordLine],
-    done: int,
-    setting: tuple[ModelHandle, Tiling, Path],
+    options: PredictOptions, records: list[RecordLine], done: int, answerer: Answerer
 ) -> None:
     """Append the answers to records from `done` on to the partial file."""
-    from adapt.answer import Answerer, find_device
-    from adapt.train.quiet import quiet_transformers
-
     partial = partial_path(options.out)
-    handle, tiling, root = setting
-    with quiet_transformers():
-        answerer = Answerer(
-            handle,
-            find_device(options.device),
-            tiling,
-            max_new_tokens=options.max_new_tokens,
-            root=root,
-        )
-        with progress("predict", len(records), "records", done=done) as advance:
-            for lines in _in_order(_answers(answerer, options, records, done), done):
-                try:
-                    with partial.open("ab") as file:
-                        file.write(b"".join(lines))
-                except OSError as error:
-                    raise disk_fault(error, partial) from error
-                advance(len(lines))
+    with progress("predict", len(records), "records", done=done) as advance:
+        for lines in _in_order(_answers(answerer, options, records, done), done):
+            try:
+                with partial.open("ab") as file:
+                    file.write(b"".join(lines))
+            except OSError as error:
+                raise disk_fault(error, partial) from error
+            advance(len(lines))
 
 
 def _answers(
     answerer: Answerer, options: PredictOptions, records: list[RecordLine], done: int
 ) -> Iterator[list[tuple[int, bytes]]]:
     """Yield the lines of each batch with their places."""
-    from adapt.train.loader import read_ahead
+    from adapt.reading_ahead import read_ahead
 
     batches = read_ahead(answerer.load, _batches(answerer, options, records, done), workers=READERS)
     with closing(batches):  # type: ignore[type-var]

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from msgspec import Meta
 
@@ -26,6 +26,8 @@ from adapt.resources import schema_path
 
 Method = Literal["full", "freeze-vit", "lora", "qlora"]
 MonoStage = Literal["concept", "semantic", "alignment", "instruction"]
+METHODS: tuple[Method, ...] = get_args(Method)
+STAGES: tuple[MonoStage, ...] = get_args(MonoStage)
 Count = Annotated[int, Meta(ge=1, le=2**31)]
 Share = Annotated[float, Meta(ge=0, lt=1)]
 

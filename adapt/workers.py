@@ -36,7 +36,6 @@ def map_unordered(
     tasks: Iterable[TaskType],
     *,
     workers: int,
-    setup: Callable[[], None] | None = None,
     preload: tuple[str, ...] = (),
 ) -> Iterator[tuple[TaskType, ResultType]]:
     """Yield (task, result) as they complete; `tasks` is read as workers become free.
@@ -45,15 +44,12 @@ def map_unordered(
         function: Top-level function of one task.
         tasks: Picklable tasks.
         workers: Processes; 1 does the work in this process.
-        setup: Called once in each worker before its first task.
         preload: Modules that the workers share from the start, imported once for all of them.
 
     Raises:
         EnvironmentFault: A worker was killed (memory, usually).
     """
     if workers <= 1:
-        if setup is not None:
-            setup()
         for task in tasks:
             yield task, function(task)
         return
@@ -63,7 +59,6 @@ def map_unordered(
         max_workers=workers,
         mp_context=context,
         initializer=_start_worker,
-        initargs=(setup,),
     )
     try:
         yield from _drain(executor, function, iter(tasks), workers * WAITING_PER_WORKER)
@@ -94,13 +89,11 @@ def _drain(
             yield task, future.result()
 
 
-def _start_worker(setup: Callable[[], None] | None) -> None:
+def _start_worker() -> None:
     # The parent handles Ctrl-C for all; a worker only has to notice that the parent is gone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    if setup is not None:
-        setup()
 
 
 def _end_with_parent() -> None:

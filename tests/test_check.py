@@ -211,6 +211,14 @@ def test_a_ledger_that_does_not_add_up(dataset: Path, capsys: pytest.CaptureFixt
     ]
 
 
+def test_foreign_lines_in_skipped_jsonl(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (dataset / "skipped.jsonl").open("ab") as file:
+        file.write(b'{"split": "tr\xff", "units": 1}\n{"split": 3}\n')
+    first, second = failed(capsys, dataset)
+    assert first.startswith("skipped.jsonl:2: found no line of a converter ('utf-8' codec")
+    assert second.startswith("skipped.jsonl:3: found no line of a converter (Expected `str`")
+
+
 def test_a_damaged_dataset_json(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wrong = manifest(dataset / "train.jsonl", 2) | {"role": "dommain"}
     del wrong["root"]

@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from adapt.cli import run
-from adapt.demo import MARKER
+from adapt.demo import MARKER, question_type, run_demo
+from adapt.errors import AdaptError, CheckFailed, EnvironmentFault
+from adapt.records import Message, RecordLine, Source
 
 
 def test_the_demo_learns_from_the_pictures(
@@ -24,6 +26,22 @@ def test_the_demo_learns_from_the_pictures(
     report = orjson.loads((out / "answers/trained.json").read_bytes())
     assert report["counts"]["match"] == 40
     assert (out / "runs/demo/model/config.json").exists()
+
+
+def test_types_of_questions() -> None:
+    asked = "<image>\nOne line more.\nIs <c1,CAM_BACK,[5, 6]> nearer than <c2,CAM_FRONT,[70, 800]>?"
+    turns = [Message("human", asked), Message("gpt", "Yes.")]
+    source = Source("s", "val", "0")
+    record = RecordLine("s/val/0", ["a.jpg"], [1], [1], turns, "multiview", source, "")
+    assert question_type(record) == "Is TAG nearer than TAG?"
+
+
+@pytest.mark.parametrize(("status", "kind"), [(1, CheckFailed), (4, EnvironmentFault)])
+def test_a_command_that_stops_ends_the_demo_with_its_status(
+    tmp_path: Path, status: int, kind: type[AdaptError]
+) -> None:
+    with pytest.raises(kind, match=rf"adapt convert drivelm .* ended with status {status}"):
+        run_demo(tmp_path / "demo", lambda _arguments: status, seed=0)
 
 
 def test_a_folder_that_is_no_demo_is_left_alone(

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from adapt.errors import CheckpointError
+from adapt.errors import CheckpointError, some
 from adapt.models.layouts import Layout, Pair, Shape
-from adapt.models.shards import DTYPES, Checkpoint, TensorSpec, some
+from adapt.models.shards import DTYPES, Checkpoint, TensorSpec
 
 if TYPE_CHECKING:
     from adapt.models.verify import Difference

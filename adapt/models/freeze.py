@@ -16,16 +16,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import nn
 from transformers.models.internvl.modeling_internvl import InternVLVisionModel
 
 from adapt.errors import RecipeError, nearest
 from adapt.models.mono import MonoInternVLModel
-
-METHODS = ("full", "freeze-vit", "lora", "qlora")
-STAGES = ("concept", "semantic", "alignment", "instruction")
+from adapt.recipe import METHODS, STAGES
 
 _MONO_VISUAL = r".*(vision_embeddings|multi_modal_projector|visual_mlp)\..*"
 _MONO_ATTENTION = r".*language_model\.layers\.\d+\.self_attn\..*"
@@ -47,8 +44,6 @@ _TOWER = (
     r"(attention\.(q_proj|k_proj|v_proj|projection_layer)|mlp\.(fc1|fc2))"
 )
 _VISUAL_EXPERTS = r"model\.language_model\.layers\.\d+\.visual_mlp\.(gate_proj|up_proj|down_proj)"
-
-Method = Literal["full", "freeze-vit", "lora", "qlora"]
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapt.errors import CheckpointError, SourceError
+from adapt.errors import CheckpointError, SourceError, some
 from adapt.jsonl import read_json
 from adapt.models.layouts import Shape
-from adapt.models.shards import DTYPES, Checkpoint, open_file, some
+from adapt.models.shards import DTYPES, Checkpoint, open_file
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

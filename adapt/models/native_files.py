@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from adapt.jsonl import write_json
 from adapt.models.chat import IMAGE_CONTEXT, ChatTemplate
+from adapt.models.pixels import IMAGENET_MEAN, IMAGENET_STD
 from adapt.models.presets import model_class
 from adapt.models.tokenizers import saving, stop_token_ids
 
@@ -49,8 +50,8 @@ _NORMALISATION: dict[str, Any] = {
     "do_normalize": True,
     "do_rescale": True,
     "do_resize": True,
-    "image_mean": [0.485, 0.456, 0.406],
-    "image_std": [0.229, 0.224, 0.225],
+    "image_mean": list(IMAGENET_MEAN),
+    "image_std": list(IMAGENET_STD),
     "processor_class": "InternVLProcessor",
     "resample": 3,
     "rescale_factor": 1 / 255,

@@ -19,6 +19,7 @@ from adapt.models.checkpoint_config import is_same_setting, naming, read_config
 from adapt.models.config_maps import TEXT_SAME, VISION_NAMES
 from adapt.models.known_layouts import layout_of_original
 from adapt.models.native_files import ORIGINAL_FILES, original_files, write_generation_config
+from adapt.models.pixels import IMAGENET_MEAN, IMAGENET_STD
 from adapt.models.shards import DTYPES
 from adapt.models.tokenizers import has_tokenizer, load_tokenizer, saving
 
@@ -31,8 +32,8 @@ _PREPROCESSOR: dict[str, Any] = {
     "do_normalize": True,
     "do_resize": True,
     "feature_extractor_type": "CLIPFeatureExtractor",
-    "image_mean": [0.485, 0.456, 0.406],
-    "image_std": [0.229, 0.224, 0.225],
+    "image_mean": list(IMAGENET_MEAN),
+    "image_std": list(IMAGENET_STD),
     "resample": 3,
 }
 _IMAGE_TOKENS = (

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from adapt.errors import CheckpointError
+from adapt.errors import CheckpointError, some
 from adapt.jsonl import disk_fault, read_json, write_json
 from adapt.progress import Advance, progress
 
@@ -279,17 +279,6 @@ def _compare_with_index(folder: Path, files: dict[str, Path]) -> None:
         f"{index}: disagrees with its shards on {len(names)} tensors ({some(names)}); "
         f"files of two checkpoints may be mixed: fetch them again"
     )
-
-
-def some(names: Iterable[str], most: int = 8) -> str:
-    """Return the first names and how many more there are.
-
-    >>> some(["a", "b", "c"], most=2)
-    'a, b and 1 more'
-    """
-    listed = list(names)
-    rest = len(listed) - most
-    return ", ".join(listed[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def write_checkpoint(

@@ -78,10 +78,10 @@ def render_records(
         RecordError: A line is not a record, or its pictures and `<image>` do not match.
     """
     for number, record in islice(read_records(records), limit):
-        tiles = record_tiles(
-            record.width_list, record.height_list, record.task, max_tiles=max_tiles
-        )
         try:
+            tiles = record_tiles(
+                record.width_list, record.height_list, record.task, max_tiles=max_tiles
+            )
             sample = handle.encode(record.conversations, tiles)
         except RecordError as error:
             raise RecordError(f"{records}:{number}: {error}") from error

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model")
 _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token")
 _FLAGS = ("lstrip", "rstrip", "normalized", "single_word")
 # As in Qwen2's own tokenizer.json: contractions, words, single digits, punctuation, white space.

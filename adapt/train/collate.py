@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from adapt.train.loss import IGNORED, Reduction, token_weight
+from adapt.models.chat import UNSUPERVISED
+from adapt.train.loss import Reduction, token_weight
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +57,7 @@ class Filler:
         """Return one black tile with its image tokens, nothing supervised."""
         return LoadedRecord(
             input_ids=np.full(self.tokens_per_tile, self.image_token_id, dtype=np.int64),
-            labels=np.full(self.tokens_per_tile, IGNORED, dtype=np.int64),
+            labels=np.full(self.tokens_per_tile, UNSUPERVISED, dtype=np.int64),
             tiles=np.zeros((1, 3, self.tile_px, self.tile_px), dtype=np.uint8),
         )
 
@@ -105,7 +106,7 @@ def collate(records: Sequence[LoadedRecord], reduction: Reduction, filler: Fille
     start = 0
     for record in records:
         # The first token of a record has nothing before it that could predict it.
-        supervised = np.flatnonzero(record.labels[1:] != IGNORED) + 1
+        supervised = np.flatnonzero(record.labels[1:] != UNSUPERVISED) + 1
         rows.append(supervised - 1 + start)
         targets.append(record.labels[supervised])
         weight = token_weight(len(supervised), reduction)

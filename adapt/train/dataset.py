@@ -18,10 +18,10 @@ import numpy as np
 
 from adapt.errors import RecordError
 from adapt.images import ImageError
+from adapt.models.chat import UNSUPERVISED
+from adapt.reading_ahead import TileCache
 from adapt.tiling import Grid, Pixels, draw_jpeg_qualities, load_tiles, record_grids
 from adapt.train.collate import Filler, LoadedRecord, Pack, collate
-from adapt.train.loader import TileCache
-from adapt.train.loss import IGNORED
 
 if TYPE_CHECKING:
     from adapt.mix import Mix
@@ -152,7 +152,7 @@ class PackReader:
     @staticmethod
     def _compare(record: RecordLine, planned: PlannedRecord, found: LoadedRecord) -> None:
         """Refuse a record that changed since it was planned."""
-        supervised = int(np.count_nonzero(found.labels[1:] != IGNORED))
+        supervised = int(np.count_nonzero(found.labels[1:] != UNSUPERVISED))
         counts = (len(found.input_ids), len(found.tiles), supervised)
         expected = (planned.tokens, planned.tiles, planned.supervised)
         if counts != expected:

@@ -16,10 +16,10 @@ from adapt.errors import UsageError
 from adapt.one_writer import one_writer
 from adapt.recipe import load_recipe
 from adapt.run_paths import RunFolder
+from adapt.threads import wait_politely
 from adapt.train.place import Place, find_place
 from adapt.train.processes import rank_command, run_ranks
 from adapt.train.run_folder import prepare
-from adapt.train.threads import wait_politely
 
 
 def run_train(

@@ -25,9 +25,9 @@ import torch
 import torch.distributed as dist
 
 from adapt.errors import CheckFailed, RecordError
+from adapt.reading_ahead import read_ahead
 from adapt.train.dataset import Lost, ReadPack, Slot
 from adapt.train.engine import Engine
-from adapt.train.loader import read_ahead
 from adapt.train.loss import Reduction, num_chunks, token_weight
 from adapt.train.metrics import StepMetrics
 from adapt.train.schedule import Schedule

@@ -24,7 +24,6 @@ from torch.utils.checkpoint import checkpoint
 
 Reduction = Literal["token", "sample", "square"]
 
-IGNORED = -100
 """Label of a token that is not supervised."""
 
 

@@ -26,8 +26,9 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from adapt.errors import AdaptError, CheckFailed, EnvironmentFault, TooManySkips
+from adapt.errors import BUG, EnvironmentFault, error_of_status
 from adapt.train.place import Place
+from adapt.workers import cpu_count
 
 ADDRESS = "127.0.0.1"
 LAUNCHER = "ADAPT_LAUNCHER"
@@ -38,11 +39,7 @@ BLAME_S = 1.0
 # After the first failure nothing is left to save.
 LEAVE_S = 5.0
 _LAST_WORDS = 4096
-_BUG = 70
 _INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
-_STATED: dict[int, type[AdaptError]] = {
-    kind.exit_status: kind for kind in (AdaptError, CheckFailed, TooManySkips, EnvironmentFault)
-}
 
 
 class RankCrashed(RuntimeError):
@@ -126,7 +123,7 @@ def _start(command: Sequence[str], place: Place, log: Path) -> _Rank:
         LAUNCHER: str(os.getpid()),
     }
     # Unset, torch would start as many threads for each rank as the machine has cores.
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // place.world_size)))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // place.world_size)))
     stream: IO[bytes] = log.open("wb")
     with stream:
         process = subprocess.Popen(
@@ -139,10 +136,6 @@ def _start(command: Sequence[str], place: Place, log: Path) -> _Rank:
             process_group=0,
         )
     return _Rank(place.rank, process, log)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _wait(ranks: Sequence[_Rank], received: Sequence[int]) -> int:
@@ -173,18 +166,18 @@ def _blame_order(rank: _Rank) -> int:
     A traceback is often no more than "connection closed by peer".
     """
     status = rank.process.returncode
-    return 0 if status in _STATED else 2 if status == _BUG else 1
+    return 0 if error_of_status(status) else 2 if status == BUG else 1
 
 
 def _blame(rank: _Rank, count: int) -> Exception:
     """Return the failure that a rank's end stands for."""
     status, words = rank.process.returncode, rank.last_words()
     who = f"rank {rank.number} of {count}"
-    if status == _BUG:
+    if status == BUG:
         return RankCrashed(f"{who} crashed; {rank.log} ends:\n{words}")
-    if status in _STATED:
+    if stated_by := error_of_status(status):
         stated = words.splitlines()[-1] if words else f"{who} failed without a word"
-        return _STATED[status](stated.removeprefix("adapt: "))
+        return stated_by(stated.removeprefix("adapt: "))
     how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
     last = words.splitlines()[-1] if words else "none"
     return EnvironmentFault(

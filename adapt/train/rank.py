@@ -15,13 +15,11 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from adapt.errors import AdaptError
+from adapt.errors import BUG, AdaptError
 from adapt.run_paths import RunFolder
 from adapt.train.place import find_place
 from adapt.train.processes import LAUNCHER, leave_with
 from adapt.train.session import run_rank
-
-BUG = 70
 
 
 def main(folder: str) -> int:

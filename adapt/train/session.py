@@ -20,6 +20,7 @@ import torch.distributed as dist
 from adapt.jsonl import disk_fault
 from adapt.models.merge import merge_adapter
 from adapt.new_folder import new_folder
+from adapt.quiet import quiet_training
 from adapt.recipe import Recipe, load_recipe
 from adapt.run_paths import RunFolder
 from adapt.train.checkpoint import restore, save_checkpoint
@@ -30,7 +31,6 @@ from adapt.train.loop import Sharing, StepDone, Work, pack_totals, run_steps, st
 from adapt.train.metrics import Metrics, keep_until, open_metrics
 from adapt.train.model_card import write_card
 from adapt.train.place import Place, joined
-from adapt.train.quiet import quiet_training
 from adapt.train.run_state import RunState, find_latest, read_state
 from adapt.train.schedule import make_schedule
 from adapt.train.selfcheck import check_packing, choose_records

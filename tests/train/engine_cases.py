@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 from adapt.models.handle import ModelHandle, open_model
+from adapt.quiet import quiet_training
 from adapt.recipe import Recipe
 from adapt.records import Message
 from adapt.train.collate import Filler, LoadedRecord, Pack, collate
 from adapt.train.engine import build_engine
 from adapt.train.loss import num_chunks
 from adapt.train.place import Place, find_place, joined
-from adapt.train.quiet import quiet_training
 from adapt.train.weights import gather_weights
 
 STEPS = 2

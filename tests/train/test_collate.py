@@ -1,8 +1,8 @@
 import numpy as np
 import torch
 
+from adapt.models.chat import UNSUPERVISED
 from adapt.train.collate import Filler, LoadedRecord, collate
-from adapt.train.loss import IGNORED
 
 FILLER = Filler(image_token_id=7, tokens_per_tile=2, tile_px=4)
 
@@ -15,8 +15,8 @@ def record(tokens: list[int], labels: list[int], tiles: int = 0) -> LoadedRecord
 def test_two_records_in_a_row() -> None:
     pack = collate(
         [
-            record([7, 7, 11, 12, 13], [IGNORED, IGNORED, IGNORED, 12, 13], tiles=1),
-            record([21, 22, 23], [IGNORED, IGNORED, 23]),
+            record([7, 7, 11, 12, 13], [UNSUPERVISED, UNSUPERVISED, UNSUPERVISED, 12, 13], tiles=1),
+            record([21, 22, 23], [UNSUPERVISED, UNSUPERVISED, 23]),
         ],
         "square",
         FILLER,
@@ -32,13 +32,13 @@ def test_two_records_in_a_row() -> None:
 
 
 def test_a_record_never_predicts_the_next_ones_first_token() -> None:
-    pack = collate([record([1, 2], [IGNORED, 2]), record([3, 4], [3, 4])], "token", FILLER)
+    pack = collate([record([1, 2], [UNSUPERVISED, 2]), record([3, 4], [3, 4])], "token", FILLER)
     assert pack.rows.tolist() == [0, 2]
     assert pack.targets.tolist() == [2, 4]
 
 
 def test_a_pack_of_text_gets_a_filler() -> None:
-    pack = collate([record([1, 2], [IGNORED, 2])], "token", FILLER)
+    pack = collate([record([1, 2], [UNSUPERVISED, 2])], "token", FILLER)
     assert pack.input_ids.tolist() == [[1, 2, 7, 7]]
     assert pack.position_ids.tolist() == [[0, 1, 0, 1]]
     assert pack.targets.tolist() == [2]

@@ -12,14 +12,14 @@ import torch
 from torch.nn import functional
 
 from adapt.errors import EnvironmentFault, RecipeError
+from adapt.models.chat import UNSUPERVISED
 from adapt.models.freeze import freeze
 from adapt.models.handle import open_model
+from adapt.quiet import quiet_training
 from adapt.train.engine import build_engine, load_quantised
-from adapt.train.loss import IGNORED
 from adapt.train.optimizer import deepspeed_config, make_optimizer, refusals_named
 from adapt.train.packed_model import normalise
 from adapt.train.place import Place, joined
-from adapt.train.quiet import quiet_training
 
 SCRIPT = Path(__file__).with_name("engine_cases.py")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -81,7 +81,7 @@ def train_plainly(method: str) -> dict:
                 pixel_values=normalise(pack.tiles, torch.float32),
                 use_cache=False,
             ).logits[0]
-            labels = torch.full_like(pack.input_ids[0], IGNORED)
+            labels = torch.full_like(pack.input_ids[0], UNSUPERVISED)
             labels[pack.rows] = pack.targets
             each = functional.cross_entropy(logits, labels, reduction="none")
             weights = torch.zeros(len(labels)).index_put_((pack.rows,), pack.weights)

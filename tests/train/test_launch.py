@@ -62,7 +62,7 @@ def test_torch_s_threads_sleep_while_they_wait(recipe: Path) -> None:
 PROBE = """
 import os, sys
 from adapt.cli import run
-from adapt.train import threads
+from adapt import threads
 
 policy = threads.wait_politely
 def seen():

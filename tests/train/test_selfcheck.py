@@ -8,11 +8,11 @@ import torch
 from adapt.errors import EnvironmentFault
 from adapt.models.handle import open_model
 from adapt.plan import PlannedRecord
+from adapt.quiet import quiet_training
 from adapt.train.collate import Filler, LoadedRecord
 from adapt.train.engine import Engine, build_engine
 from adapt.train.packed_model import PackedModel, normalise
 from adapt.train.place import Place, joined
-from adapt.train.quiet import quiet_training
 from adapt.train.selfcheck import check_packing, choose_records
 
 SCRIPT = Path(__file__).with_name("engine_cases.py")

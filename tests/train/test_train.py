@@ -327,9 +327,10 @@ def test_a_checkpoint_kept_by_hand_stays_and_what_a_kill_left_goes(
         return right(self, pack, **options)
 
     options = ("max_steps=4", "save_every=1", "keep_checkpoints=1")
-    with monkeypatch.context() as patch, pytest.raises(CheckFailed, match="stopped here"):
+    with monkeypatch.context() as patch:
         patch.setattr(Engine, "accumulate", accumulate)
-        run_train(recipe, options)
+        with pytest.raises(CheckFailed, match="stopped here"):
+            run_train(recipe, options)
     folder = Path("runs/colours/checkpoints")
     assert sorted(path.name for path in folder.iterdir()) == ["latest", "step-2"]
     for name in ("step-2-best", ".step-1.old", ".step-3.tmp"):

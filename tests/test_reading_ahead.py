@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from adapt.errors import RecordError
-from adapt.train.loader import TileCache, read_ahead
+from adapt.reading_ahead import TileCache, read_ahead
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
