@@ -107,7 +107,9 @@ def run_conversion(asked: ConvertOptions) -> None:
             )
     for name, value in {"limit": asked.limit, **options}.items():
         if isinstance(value, int) and abs(value) > _LARGEST_NUMBER:
-            raise UsageError(f"--{name} is {value}, expected at most {_LARGEST_NUMBER}")
+            raise UsageError(
+                f"--{name.replace('_', '-')} is {value}, expected at most {_LARGEST_NUMBER}"
+            )
     splits = list(asked.splits) or converter.splits(raw, options)
     with locked(out):
         for split in splits:
@@ -272,6 +274,8 @@ class _Split:
     def _forget(self, manifest: dict[str, Any]) -> None:
         """Take the split that is about to be replaced out of the dataset."""
         other = manifest["converter"]["name"] != self._converter.name
+        if other:
+            (self._out / SKIPPED).unlink(missing_ok=True)
         for split in list(manifest["splits"]) if other else [self._split]:
             for file in manifest["splits"].pop(split, {"files": []})["files"]:
                 (self._out / file["path"]).unlink(missing_ok=True)

@@ -9,9 +9,9 @@ road to the same picture (over 52 dB): libjpeg-turbo decodes, and the bicubic fi
 
 At these sizes that is Pillow's filter within a hundredth: halfway between two source pixels it
 weighs them .434 .111 -.035 -.012 outwards, bicubic .434 .113 -.035 -.012. A linear resize alone
-falls to 47 dB at sharp edges. All steps are whole-number arithmetic in OpenCV, so the bytes do
-not depend on the processor. Whatever is not such a JPEG (another size, turned by EXIF, grey, PNG)
-goes through Pillow itself.
+falls to 47 dB at sharp edges. The bytes do not depend on the number of workers or threads; on
+another kind of processor a value may be rounded otherwise. Whatever is not such a JPEG (another
+size, turned by EXIF, grey, PNG) goes through Pillow itself.
 """
 
 from __future__ import annotations

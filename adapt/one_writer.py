@@ -14,6 +14,8 @@ from adapt.errors import UsageError
 from adapt.jsonl import disk_fault
 from adapt.new_folder import remove_empty
 
+_VANISHED = (FileNotFoundError, FileExistsError)
+_MOST_VANISHED = 100
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
@@ -47,16 +49,17 @@ def one_writer(lock: Path, *, busy: str | None) -> Iterator[None]:
 
 def _take(lock: Path, busy: str | None) -> int:
     """Return the descriptor that holds the lock."""
+    vanished = 0
     while True:
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(lock, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except OSError as error:
-            gone = isinstance(error, FileExistsError) and not os.path.lexists(lock.parent)
-            if isinstance(error, FileNotFoundError) or gone:
-                # The one before removed its folder just now.
-                continue
-            raise disk_fault(error, lock.parent) from error
+            # The one before may have removed its folder just now: not again and again, though.
+            vanished += 1
+            if not isinstance(error, _VANISHED) or vanished > _MOST_VANISHED:
+                raise disk_fault(error, lock.parent) from error
+            continue
         try:
             if _holds(handle, lock, busy):
                 return handle

@@ -224,6 +224,13 @@ def test_limit_takes_the_first_units(raw: Path, tmp_path: Path) -> None:
     assert manifest(out)["splits"]["train"]["ledger"]["units_in"] == 3
 
 
+def wait_for_parts(process: subprocess.Popen[Any], out: Path) -> None:
+    """Wait until a conversion has begun to leave parts."""
+    while not list(out.glob(".adapt/train/*.part")):
+        assert process.poll() is None, "the conversion ended before it could be stopped"
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_killed_at_random_moments_gives_the_same_bytes(
     raw: Path, tmp_path: Path, seed: int
@@ -237,9 +244,13 @@ def test_killed_at_random_moments_gives_the_same_bytes(
     subprocess.run([*command, str(undisturbed)], check=True, stderr=subprocess.DEVNULL)
     whole_s = time.monotonic() - start
     chance = random.Random(seed)
-    for _ in range(6):
+    for attempt in range(6):
         process = subprocess.Popen([*command, str(out)], stderr=subprocess.DEVNULL)
-        time.sleep(whole_s * chance.uniform(0.2, 0.9))
+        if attempt == 0:
+            # Once at least there is something to go on with.
+            wait_for_parts(process, out)
+        else:
+            time.sleep(whole_s * chance.uniform(0.2, 0.9))
         process.kill()
         process.wait()
     assert subprocess.run([*command, str(out)], check=False).returncode == 0
@@ -257,8 +268,7 @@ def test_interrupted_work_is_resumable(raw: Path, tmp_path: Path, number: int, s
         text=True,
         start_new_session=True,
     )
-    while not list(out.glob(".adapt/train/*.part")):
-        time.sleep(0.05)
+    wait_for_parts(process, out)
     os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
     _, errors = process.communicate()
     assert process.returncode == status, errors
@@ -274,8 +284,7 @@ def test_two_conversions_do_not_write_one_folder(raw: Path, tmp_path: Path) -> N
     write_rows(raw, "train", [{"name": f"s{i}", "colour": "red"} for i in range(20)])
     command = [sys.executable, "-m", "adapt", "convert", "shapes", str(raw), "--out", str(out)]
     first = subprocess.Popen([*command, "--delay-s", "0.2"], stderr=subprocess.DEVNULL)
-    while not list(out.glob(".adapt/train/*.part")):
-        time.sleep(0.05)
+    wait_for_parts(first, out)
     second = subprocess.run(command, capture_output=True, text=True, check=False)
     assert second.returncode == 2
     assert "another adapt convert is writing here" in second.stderr
@@ -381,6 +390,24 @@ def test_records_made_by_hand_are_not_replaced(
     assert tree(out) == {"train.jsonl": b"by hand\n"}
     assert convert(raw, out, "--split", "train", "--overwrite") == 0
     assert len(lines(out / "train.jsonl")) == 6
+
+
+def test_overwriting_another_converter_s_dataset_drops_all_of_it(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"question": "Why?", "answer": "So."}, {"question": "Why?"}]
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "train.json").write_text(json.dumps(rows))
+    out = tmp_path / "out"
+    llava = ["convert", "llava", str(tmp_path / "rows"), "--out", str(out), "--max-skips", "1"]
+    assert run(llava) == 0
+    assert [line["split"] for line in lines(out / "skipped.jsonl")] == ["train"]
+    assert convert(raw, out, "--split", "val") == 2
+    assert "holds a dataset of llava; give another --out" in capsys.readouterr().err
+    assert convert(raw, out, "--split", "val", "--overwrite") == 0
+    assert lines(out / "skipped.jsonl") == []
+    assert not (out / "train.jsonl").exists()
+    assert run(["check", str(out), "--images"]) == 0
 
 
 def test_a_raw_file_is_never_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

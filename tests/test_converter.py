@@ -12,6 +12,7 @@ from shapes_runs import (
     install_plugin,
     make_raw,
     manifest,
+    write_rows,
 )
 
 from adapt.cli import run
@@ -48,7 +49,21 @@ def test_a_converter_without_parts_is_counted_too(tmp_path: Path) -> None:
     assert manifest(out)["splits"]["train"]["ledger"]["units_in"] == 10
 
 
-def test_duplicate_ids_and_wrong_counts_are_bugs_of_the_converter(
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_duplicate_ids_are_bugs_of_the_converter(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: str
+) -> None:
+    rows = [{"name": f"s{i}", "colour": "red", "id": "first"} for i in range(2)]
+    write_rows(raw, "train", rows)
+    assert convert(raw, tmp_path / "out", "--split", "train", "--workers", workers) == 70
+    assert (
+        "RuntimeError: converter shapes yields the id shapes/train/first twice (shape 1); ids must "
+        "be unique"
+    ) in capsys.readouterr().err
+    assert not (tmp_path / "out" / "train.jsonl").exists()
+
+
+def test_wrong_counts_are_bugs_of_the_converter(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import shapes_converter

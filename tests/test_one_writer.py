@@ -107,6 +107,16 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
         pass
 
 
+def test_a_folder_behind_a_dangling_link(tmp_path: Path) -> None:
+    (tmp_path / "disk").symlink_to(tmp_path / "unmounted" / "disk")
+    for folder in (tmp_path / "disk", tmp_path / "disk" / "deeper"):
+        with (
+            pytest.raises(EnvironmentFault, match=r"disk(/deeper)?: cannot be written: "),
+            one_writer(folder / "lock", busy=BUSY),
+        ):
+            pass
+
+
 def test_a_link_in_its_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "lock").symlink_to(tmp_path / "elsewhere" / "file")
     with pytest.raises(EnvironmentFault), one_writer(tmp_path / "lock", busy=BUSY):

@@ -2,7 +2,7 @@
 
 Units: entries of the file; `"split"` names another split, `"bad"` gives a skip, `"broken"` a
 picture that cannot be made, `"twice"` two records of one unit, `"answer"` another answer than
-the colour.
+the colour, `"id"` another id than its number.
 """
 
 import io
@@ -91,7 +91,7 @@ def _results(
     picture = Square(row["name"], row["colour"], "broken" in row, delay_s)
     for suffix in ("", "#2") if "twice" in row else ("",):
         yield Record(
-            id=f"shapes/{split}/{index}{suffix}",
+            id=f"shapes/{split}/{row.get('id', index)}{suffix}",
             image=(picture,),
             turns=(
                 Turn("human", f"<image>\n{question}"),
