@@ -18,6 +18,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 BIN = 1000
+_DECIMALS = 10
+"""Decimals of 0-1000 in which a number that is written down differs from its neighbours."""
 
 Box = tuple[float, float, float, float]
 Box1000 = tuple[int, int, int, int]
@@ -53,10 +55,11 @@ def clamp(value: float, low: float, high: float) -> float:
 def pixel_to_1000(pixel: float, size: float) -> int:
     """Map a pixel coordinate to 0-1000 of a side `size` pixels long.
 
-    >>> pixel_to_1000(224, 448)
-    500
+    >>> pixel_to_1000(224, 448), pixel_to_1000(201, 400)
+    (500, 503)
     """
-    return round_half_away(pixel / size * BIN)
+    # A half is seldom exact in binary: 18.9 of 1800 is 10.5 less two quadrillionths.
+    return round_half_away(round(pixel * BIN / size, _DECIMALS))
 
 
 def pixel_from_1000(value: float, size: float) -> float:
@@ -215,8 +218,8 @@ class MosaicLayout:
         x_view = clamp(x_px, 0, self.view_width)
         y_view = clamp(y_px, 0, self.view_height)
         return (
-            left + x_view / self.view_width * self.cell_width,
-            top + y_view / self.view_height * self.cell_height,
+            left + x_view * self.cell_width / self.view_width,
+            top + y_view * self.cell_height / self.view_height,
         )
 
 

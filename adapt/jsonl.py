@@ -69,6 +69,12 @@ def disk_fault(error: OSError, path: Path) -> EnvironmentFault:
         return EnvironmentFault(
             f"{path}: the disk is full (or over quota); free some space and run again"
         )
+    for place in (path, *path.parents):
+        if place.is_symlink() and not place.exists():
+            return EnvironmentFault(
+                f"{place}: is a link to {os.readlink(place)}, which is not there; is its disk "
+                f"mounted?"
+            )
     return EnvironmentFault(f"{path}: cannot be written: {error.strerror or error}")
 
 

@@ -1,9 +1,10 @@
 """Coordinates: exact values, and pixel -> text -> pixel within half a bin."""
 
 import math
+from fractions import Fraction
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from adapt.coords import (
@@ -26,6 +27,31 @@ CAMERAS = st.sampled_from([camera for row in NUSCENES.cameras for camera in row]
 def test_rounding_is_half_away_from_zero() -> None:
     values = [0.5, 1.5, 2.5, -0.5, -1.5, 0.49999999999999994, 1e15 + 0.5]
     assert [round_half_away(value) for value in values] == [1, 2, 3, -1, -2, 0, 10**15 + 1]
+
+
+def test_every_half_of_whole_pixels_is_rounded_up() -> None:
+    halves = [
+        (pixel, side)
+        for side in range(1, 2001)
+        for pixel in range(side + 1)
+        if pixel * 2000 % side == 0 and pixel * 2000 // side % 2 == 1
+    ]
+    assert len(halves) == 3400
+    for pixel, side in halves:
+        assert pixel_to_1000(pixel, side) == (pixel * 2000 // side + 1) // 2
+
+
+@given(CAMERAS, st.integers(0, 160_000), st.integers(0, 90_000))
+@example("CAM_FRONT", 1890, 1890)
+def test_a_point_as_written_is_rounded_exactly(camera: str, x: int, y: int) -> None:
+    """Against fractions, for points with two decimals: 1890 is 18.9."""
+    left, top = NUSCENES.origin(camera)
+    exact = (
+        (left + Fraction(x, 100) * 896 / 1600) * 1000 / 2688,
+        (top + Fraction(y, 100) * 448 / 900) * 1000 / 896,
+    )
+    rounded = tuple(math.floor(value + Fraction(1, 2)) for value in exact)
+    assert NUSCENES.point_to_1000(camera, x / 100, y / 100) == rounded
 
 
 @given(st.data(), SIDES)
