@@ -107,12 +107,15 @@ class Answerer:
         """Tokenise a record's prompt; its pictures stay closed.
 
         Raises:
-            RecordError: It is too long for the model.
+            RecordError: It is too long for the model, or spells a token that stands for pictures.
         """
         limits = {"max_tiles": self._tiling.max_tiles, "min_tiles": self._tiling.min_tiles}
         grids = record_grids(record.width_list, record.height_list, record.task, **limits)
         tiles = [grid.pictures(thumbnail=self._tiling.thumbnail) for grid in grids]
-        input_ids = self._handle.encode_prompt(record.conversations, tiles)
+        try:
+            input_ids = self._handle.encode_prompt(record.conversations, tiles)
+        except RecordError as error:
+            raise RecordError(f"record {record.id}: {error}") from error
         most = self._handle.max_positions
         if most is not None and len(input_ids) + self._max_new_tokens > most:
             raise RecordError(

@@ -19,6 +19,7 @@ from adapt import __version__
 from adapt.cli_convert import convert_app
 from adapt.cli_models import models_app
 from adapt.errors import BUG, AdaptError, MissingExtra
+from adapt.stdout import outlive_readers
 
 app = typer.Typer(
     name="adapt",
@@ -44,7 +45,11 @@ app.add_typer(models_app, name="models")
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(eval_app, name="eval")
 
-INTERRUPTED = "interrupted; run the same command again to go on"
+_GO_ON = {
+    "convert": "; run the same command again to go on",
+    "predict": "; run the same command again to go on",
+    "train": "; --resume goes on with it",
+}
 
 
 class Terminated(BaseException):
@@ -355,29 +360,29 @@ def _deliver_again(lost: sys.UnraisableHookArgs) -> None:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and leave with its exit status; see the module docstring."""
     sys.unraisablehook = _deliver_again
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    outlive_readers()
+    status = run(sys.argv[1:] if arguments is None else arguments)
+    sys.stdout.flush()
+    sys.exit(status)
 
 
 def run(arguments: list[str]) -> int:
     """Run a command and return its exit status."""
     signal.signal(signal.SIGTERM, _terminate)
+    go_on = _GO_ON.get(arguments[0], "") if arguments else ""
     try:
         command = typer.main.get_command(app)
         status = int(command.main(arguments, prog_name="adapt", standalone_mode=False) or 0)
         # typer turns Ctrl-C into this status without a word.
-        return _fail(INTERRUPTED, status) if status == 130 else status
+        return _fail(f"interrupted{go_on}", status) if status == 130 else status
     except AdaptError as error:
         return _fail(str(error), error.exit_status)
     except typer.TyperException as error:
         return _fail(_usage(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail(INTERRUPTED, 130)
+        return _fail(f"interrupted{go_on}", 130)
     except Terminated:
-        return _fail("terminated; run the same command again to go on", 143)
-    except BrokenPipeError:
-        # The reader of our output left (`adapt ... | head`): nothing more to say to it.
-        sys.stderr.close()
-        return 0
+        return _fail(f"terminated{go_on}", 143)
     except OSError as error:
         # Reading and writing name their errors; what is left is a disk or a right.
         return _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 4)

@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from adapt.converter import Converter, converter_modules, load_converter
+from adapt.errors import UsageError
 
 COMMON = ("raw", "out", "split", "workers", "limit", "max_skips", "overwrite")
 
@@ -19,8 +20,8 @@ class ConverterGroup(TyperGroup):
     """The converters as commands, each made when it is asked for."""
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
-        """Return every converter's name."""
-        return list(converter_modules())
+        """Return the name of every converter that can be loaded."""
+        return [name for name in converter_modules() if _can_be_loaded(name)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
         """Return the command of a converter.
@@ -29,6 +30,14 @@ class ConverterGroup(TyperGroup):
             UsageError: There is no such converter; the nearest name is in the message.
         """
         return converter_command(load_converter(cmd_name))
+
+
+def _can_be_loaded(name: str) -> bool:
+    try:
+        load_converter(name)
+    except UsageError:
+        return False
+    return True
 
 
 convert_app = typer.Typer(
@@ -43,21 +52,27 @@ convert_app = typer.Typer(
 @convert_app.callback()
 def convert(
     list_: Annotated[
-        bool, typer.Option("--list", help="Every converter, its domain, files, licence, source.")
+        bool,
+        typer.Option("--list", help="Every converter: family, domain, files, licence, source."),
     ] = False,
 ) -> None:
     """Raw dataset to records. Example: adapt convert drivelm data/raw/drivelm"""
     if list_:
         for name in converter_modules():
-            typer.echo(describe(load_converter(name)))
+            try:
+                typer.echo(describe(load_converter(name)))
+            except UsageError as error:
+                typer.echo(str(error))
         raise typer.Exit
 
 
 def describe(converter: Converter) -> str:
     """Return what `--list` says of a converter."""
+    family = converter.declared("FAMILY", "of no family")
+    splits = ", ".join(converter.module.SPLITS)
     lines = [
         f"{converter.name}: {converter.summary}",
-        f"  {converter.role}, {converter.domain}; splits {', '.join(converter.module.SPLITS)}",
+        f"  {family}; {converter.role}, {converter.domain}; splits {splits}",
     ]
     for title, constant in (("files", "FILES"), ("licence", "LICENCE"), ("source", "SOURCE")):
         if text := converter.declared(constant):

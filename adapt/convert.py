@@ -157,6 +157,8 @@ class _Split:
         self._refuse_strangers(manifest)
         # Read the parts first: a raw file that stops the run here leaves no state behind.
         total, tasks = self._tasks()
+        for notice in self._converter.notices(self._raw, self._split, self._options):
+            self._say(notice)
         keep_pictures = self._start(made_by, manifest)
         ledger, outcomes = self._do_parts(keep_pictures, total, tasks)
         self._check(ledger, outcomes)

@@ -4,12 +4,14 @@ A converter is a module of `adapt.converters`, or of another package through the
 `adapt.converters`. It declares:
 
     SPLITS, ROLE, DOMAIN                      which splits, `domain` or `general`, which domain
+    FAMILY                                    `classification`, `grounding`, `multi-view`, ...
     LICENCE, SOURCE, FILES, COORDINATES       said by `--list`, in errors and in dataset.json
     PARTS                                     what its parts are called on screen: `frames`
     convert(raw, split, **options)            yields Record, Skip, NotInSplit, UnitsRead
     parts(raw, split, **options)              optional: independent pieces, read on their own by
     convert_part(raw, split, part, **options)
     sources(raw, split, **options)            optional: the annotation files it reads
+    notices(raw, split, **options)            optional: what to say before it starts
     splits(raw, **options)                    optional: the splits present in the raw folder
     image_root(raw, **options)                optional: the folder its image paths start from
 
@@ -98,7 +100,7 @@ class Converter:
         return (inspect.getdoc(self.module) or self.name).splitlines()[0]
 
     def declared(self, constant: str, default: str = "") -> str:
-        """Return a declared text: LICENCE, SOURCE, FILES, COORDINATES or PARTS."""
+        """Return a declared text: FAMILY, LICENCE, SOURCE, FILES, COORDINATES or PARTS."""
         return str(getattr(self.module, constant, default))
 
     @cached_property
@@ -153,6 +155,12 @@ class Converter:
             return list(self.module.sources(raw, split, **options))
         return sorted(path for path in raw.rglob("*") if path.suffix.lower() in ANNOTATIONS)
 
+    def notices(self, raw: Path, split: str, options: Mapping[str, object]) -> list[str]:
+        """Return what the user should know before the split is converted."""
+        if not hasattr(self.module, "notices"):
+            return []
+        return list(self.module.notices(raw, split, **options))
+
     def parts(self, raw: Path, split: str, options: Mapping[str, object]) -> list[Part] | None:
         """Return the independent pieces of a split, or None for a converter without parts."""
         if not hasattr(self.module, "parts"):
@@ -195,43 +203,47 @@ class Converter:
 
 
 def converter_modules() -> dict[str, str]:
-    """Return every converter's name and module path, bundled ones first."""
-    return {name: module for name, (module, _) in _registered().items()}
+    """Return every converter's name and module path."""
+    return {name: found[0][0] for name, found in _registered().items()}
 
 
 def load_converter(name: str) -> Converter:
     """Return the converter called `name`.
 
     Raises:
-        UsageError: There is none, with the nearest name; or its package cannot be imported.
+        UsageError: There is none, with the nearest name; there are two; or its package cannot be
+            imported.
     """
     registered = _registered()
     if name not in registered:
         raise UsageError(f"no converter is called {name}{nearest(name, registered)}")
-    path, release = registered[name]
-    try:
-        return Converter(name, import_module(path), release)
-    except ImportError as error:
+    (path, release), *others = registered[name]
+    if others:
         raise UsageError(
-            f"converter {name}: {path} {release} cannot be imported ({error}); install what it "
+            f"converter {name}: {others[0][0]} {others[0][1]} has the name of {path} {release}; "
+            f"uninstall one, or rename its entry point"
+        )
+    try:
+        module = import_module(path)
+    except Exception as error:
+        what = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+        raise UsageError(
+            f"converter {name}: {path} {release} cannot be imported ({what}); install what it "
             f"needs, or uninstall it"
         ) from error
+    return Converter(name, module, release)
 
 
-def _registered() -> dict[str, tuple[str, str]]:
-    """Return every converter's module path and the version of its distribution, by name."""
+def _registered() -> dict[str, list[tuple[str, str]]]:
+    """Return, by name, the module path and release of every converter so called."""
     import adapt.converters
 
     found = {
-        module.name: (f"adapt.converters.{module.name}", __version__)
+        module.name: [(f"adapt.converters.{module.name}", __version__)]
         for module in pkgutil.iter_modules(adapt.converters.__path__)
         if not module.name.startswith("_")
     }
     for point in entry_points(group=GROUP):
-        if point.name in found:
-            raise UsageError(
-                f"converter {point.name}: {point.value} has the name of another converter "
-                f"({found[point.name][0]}); rename its entry point"
-            )
-        found[point.name] = (point.value, point.dist.version if point.dist else __version__)
+        release = point.dist.version if point.dist else __version__
+        found.setdefault(point.name, []).append((point.value, release))
     return dict(sorted(found.items()))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import signal
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -113,6 +114,8 @@ def _run(command: Command, *arguments: str) -> None:
     """Run a command of `adapt` in this process, as it would be typed."""
     print(f"\n$ adapt {' '.join(arguments)}", flush=True)
     status = command(list(arguments))
+    if status > 128:
+        signal.raise_signal(status - 128)
     if status:
         kind = error_of_status(status) or RuntimeError
         raise kind(f"adapt {' '.join(arguments)} ended with status {status}; see above")

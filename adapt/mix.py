@@ -27,7 +27,7 @@ from adapt.mix_draw import (
 )
 from adapt.mix_index import Mix, read_mix
 from adapt.mix_options import MixOptions, Request, read_options
-from adapt.mix_sources import SIDES, MixSide, find_datasets, scan_sides
+from adapt.mix_sources import SIDES, MixSide, find_datasets, scan_sides, tell_apart
 from adapt.mix_write import describe, write_mix
 
 __all__ = ["Mix", "MixOptions", "read_mix", "run_mix"]
@@ -45,6 +45,7 @@ def run_mix(options: MixOptions) -> Mix:
     datasets = {"domain": find_datasets("domain", options.domain)}
     if request.goal.general or options.general:
         datasets["general"] = find_datasets("general", options.general)
+    datasets = tell_apart(datasets)
     request.require_names(dataset.name for found in datasets.values() for _, dataset in found)
     sides = scan_sides(datasets)
     mix = write_mix(sides, request, draw_rows(sides, request))
@@ -65,7 +66,13 @@ def draw_rows(sides: Sequence[MixSide], request: Request) -> Rows:
     domain, pool = join(parts["domain"]), join(parts["general"])
     wanted = request.goal.rows(len(domain.row), len(pool.row))
     if wanted > len(pool.row) and not (request.allow_repeat and len(pool.row)):
-        raise _too_little(sides, request, wanted, len(pool.row), len(domain.row))
+        there = [
+            f"{side.dataset.name} {len(rows.row)}"
+            for side, rows in zip(
+                [side for side in sides if side.side == "general"], parts["general"], strict=True
+            )
+        ]
+        raise _too_little(request, wanted, len(domain.row), len(pool.row), there)
     if wanted > len(pool.row) * MOST_COPIES:
         # Not drawn first: the rows might not fit into memory.
         raise _too_often(request, -(-wanted // len(pool.row)))
@@ -106,13 +113,10 @@ def _rows_of(number: int, side: MixSide, request: Request) -> Rows:
 
 
 def _too_little(
-    sides: Sequence[MixSide], request: Request, wanted: int, available: int, domain_rows: int
+    request: Request, wanted: int, domain_rows: int, available: int, there: list[str]
 ) -> UsageError:
-    listed = ", ".join(
-        f"{side.dataset.name} {side.rows}" for side in sides if side.side == "general"
-    )
     return UsageError(
         f"too little general data: {wanted} rows are wanted for {domain_rows} domain rows "
-        f"({request.goal.words()}), {available} are there ({listed or 'no dataset'}); add datasets "
-        f"with --general, take fewer domain rows with --take, or --allow-repeat"
+        f"({request.goal.words()}), {available} are there ({', '.join(there) or 'no dataset'}); "
+        f"add datasets with --general, take fewer domain rows with --take, or --allow-repeat"
     )

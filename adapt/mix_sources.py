@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -20,6 +21,9 @@ from adapt.records import RecordLine
 SPLIT = "train"
 SIDES = ("general", "domain")
 _BUFFER = 1 << 20
+
+Found = tuple[Path, Dataset]
+"""A dataset, and the path it was found by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +69,7 @@ _RECORD = msgspec.json.Decoder(RecordLine)
 _ANSWERED = msgspec.json.Decoder(_Answered)
 
 
-def find_datasets(side: str, asked: Sequence[Path]) -> list[tuple[Path, Dataset]]:
+def find_datasets(side: str, asked: Sequence[Path]) -> list[Found]:
     """Return the datasets of a side: those asked for, or every one in data/SIDE.
 
     Raises:
@@ -100,7 +104,22 @@ def _dataset_folders(home: Path) -> list[Path]:
     ]
 
 
-def scan_sides(sides: dict[str, list[tuple[Path, Dataset]]]) -> list[MixSide]:
+def tell_apart(sides: dict[str, list[Found]]) -> dict[str, list[Found]]:
+    """Return the datasets of both sides, those of one name called as their folders are."""
+    names = Counter(dataset.name for listed in sides.values() for _, dataset in listed)
+
+    def called(dataset: Dataset) -> Dataset:
+        if names[dataset.name] == 1:
+            return dataset
+        return replace(dataset, name=dataset.folder.resolve().name)
+
+    return {
+        side: [(path, called(dataset)) for path, dataset in listed]
+        for side, listed in sides.items()
+    }
+
+
+def scan_sides(sides: dict[str, list[Found]]) -> list[MixSide]:
     """Read the train files of every dataset, general ones first.
 
     Raises:
@@ -117,7 +136,7 @@ def scan_sides(sides: dict[str, list[tuple[Path, Dataset]]]) -> list[MixSide]:
             if dataset.name in named:
                 raise UsageError(
                     f"{path}: is called {dataset.name}, and so is {named[dataset.name]}; "
-                    f"give each dataset once, and a name of its own"
+                    f"give each dataset once, and its folder a name of its own"
                 )
             named[dataset.name] = path
             files = _train_files(path, dataset)

@@ -173,12 +173,11 @@ def _run_alone(options: PredictOptions, path: Path, root: Path) -> Path:
     if done >= len(records) and options.out.exists():
         print(f"{options.out}: has all {done} answers already")
         return options.out
-    write_json(about_path(options.out), about)
     with quiet_transformers():
         answerer = Answerer(
             handle, device, tiling, max_new_tokens=options.max_new_tokens, root=root
         )
-        _answer_rest(options, records, done, answerer)
+        _answer_rest(options, records, done, answerer, about)
     try:
         partial_path(options.out).replace(options.out)
     except OSError as error:
@@ -188,12 +187,18 @@ def _run_alone(options: PredictOptions, path: Path, root: Path) -> Path:
 
 
 def _answer_rest(
-    options: PredictOptions, records: list[RecordLine], done: int, answerer: Answerer
+    options: PredictOptions,
+    records: list[RecordLine],
+    done: int,
+    answerer: Answerer,
+    about: dict[str, Any],
 ) -> None:
-    """Append the answers to records from `done` on to the partial file."""
+    """Append the answers to records from `done` on to the partial file, after `about`."""
     partial = partial_path(options.out)
     with progress("predict", len(records), "records", done=done) as advance:
         for lines in _in_order(_answers(answerer, options, records, done), done):
+            if not partial.exists():
+                write_json(about_path(options.out), about)
             try:
                 with partial.open("ab") as file:
                     file.write(b"".join(lines))

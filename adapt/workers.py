@@ -17,6 +17,7 @@ from multiprocessing.connection import wait as wait_for_handles
 from typing import TypeVar
 
 from adapt.errors import EnvironmentFault
+from adapt.signals import held_back
 
 WAITING_PER_WORKER = 4
 
@@ -80,7 +81,10 @@ def _drain(
     running: dict[Future[ResultType], TaskType] = {}
     while True:
         for task in islice(tasks, window - len(running)):
-            running[executor.submit(function, task)] = task
+            # The first one starts the workers, which must not be cut short: half started, each
+            # would end with a traceback of its own.
+            with held_back():
+                running[executor.submit(function, task)] = task
         if not running:
             return
         done, _ = wait(running, return_when=FIRST_COMPLETED)

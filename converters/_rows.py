@@ -75,22 +75,21 @@ def _parse(data: bytes) -> Any:
         return error
 
 
-def conversation_files(raw: Path) -> list[Path]:
-    """Return the files of a folder, and two deep, that hold conversations.
+def conversation_files(raw: Path) -> tuple[list[Path], list[Path]]:
+    """Return the JSON files of a folder, and two deep: those that hold conversations, and others.
 
     Raises:
         SourceError: One is empty or UTF-16.
     """
-    found = []
+    found: tuple[list[Path], list[Path]] = ([], [])
     for folder, names, files in os.walk(raw):
         depth = len(Path(folder).relative_to(raw).parts)
         names[:] = [n for n in names if not n.startswith(".")] if depth < _DEEPEST else []
         for name in files:
             path = Path(folder) / name
-            hidden = name.startswith(".")
-            if path.suffix in SUFFIXES and not hidden and holds_conversations(path):
-                found.append(path)
-    return sorted(found)
+            if path.suffix.lower() in SUFFIXES and not name.startswith("."):
+                found[0 if holds_conversations(path) else 1].append(path)
+    return sorted(found[0]), sorted(found[1])
 
 
 def holds_conversations(path: Path) -> bool:

@@ -59,7 +59,7 @@ from adapt.records import (
 )
 
 SPLITS = ("train", "val")
-ROLE, DOMAIN = "domain", "driving"
+ROLE, DOMAIN, FAMILY = "domain", "driving", "multi-view"
 LICENCE = "text CC BY-NC-SA 4.0 (DriveLM); pictures nuScenes terms of use (CC BY-NC-SA 4.0)"
 SOURCE = REPOSITORY
 FILES = "v1_1_train_nus.json or v1_1_val_nus_q_only.json, and nuscenes/samples/CAM_*/*.jpg"

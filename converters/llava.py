@@ -28,12 +28,12 @@ from adapt.converters._dialects import Conversation, RowError, read_conversation
 from adapt.converters._pictures import PictureFinder
 from adapt.converters._rows import Chunk, chunks, conversation_files, holds_conversations
 from adapt.converters._text_boxes import BoxError, BoxReading, convert_boxes
-from adapt.errors import SourceError
+from adapt.errors import SourceError, some
 from adapt.images import ImageError
 from adapt.records import Part, Record, Result, Skip, Turn
 
 SPLITS = ("train",)
-ROLE, DOMAIN = "general", "general"
+ROLE, DOMAIN, FAMILY = "general", "general", "conversation"
 LICENCE = "as each file says; LLaVA-1.5's mix: CC BY 4.0 and the terms of its sources"
 SOURCE = "https://github.com/haotian-liu/LLaVA/blob/main/docs/Data.md"
 FILES = "*.json or *.jsonl of conversations, and their pictures"
@@ -71,15 +71,18 @@ def sources(
     split: str,  # noqa: ARG001
     *,
     annotations: Path | None = None,
-    images: Path | None = None,  # noqa: ARG001
+    images: Path | None = None,
     box_range: str = "auto",  # noqa: ARG001
     box_frame: str = "auto",  # noqa: ARG001
 ) -> list[Path]:
     """Return the annotation files to read.
 
     Raises:
-        SourceError: There is none, or the one given holds no conversations.
+        SourceError: There is none, the one given holds no conversations, or the folder of pictures
+            is not there.
     """
+    if images is not None and not images.is_dir():
+        raise SourceError(f"{images}: no such folder; expected the one that picture paths start in")
     if annotations is not None:
         if not holds_conversations(annotations):
             raise SourceError(
@@ -87,13 +90,20 @@ def sources(
                 f"of rows with conversations, messages, instruction or question"
             )
         return [annotations]
-    found = conversation_files(raw)
+    found, _ = conversation_files(raw)
     if not found:
         raise SourceError(
             f"{raw}: holds no file of conversations; expected {FILES}, from {SOURCE}; "
             f"or name one with --annotations"
         )
     return found
+
+
+def notices(raw: Path, split: str, *, annotations: Path | None = None, **_: object) -> list[str]:  # noqa: ARG001
+    """Return which files of the raw folder are not read, though they could be meant."""
+    others = [] if annotations is not None else conversation_files(raw)[1]
+    names = some([path.relative_to(raw).as_posix() for path in others])
+    return [f"left out, the first row is no conversation: {names}"] if others else []
 
 
 def image_root(raw: Path, *, images: Path | None = None, **_: object) -> Path:
@@ -117,7 +127,7 @@ def parts(
     """
     finder = PictureFinder(image_root(raw, images=images), search=images is None)
     found = []
-    for path in sources(raw, split, annotations=annotations):
+    for path in sources(raw, split, annotations=annotations, images=images):
         name = path.relative_to(raw).as_posix() if path.is_relative_to(raw) else path.name
         held = list(chunks(path, ROWS_A_PART))
         boxes = survey_boxes(path, held, finder, box_range=box_range, box_frame=box_frame)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -277,6 +278,26 @@ def test_interrupted_work_is_resumable(raw: Path, tmp_path: Path, number: int, s
     assert not (out / "train.jsonl").exists()
     assert convert(raw, out, "--split", "train", "--delay-s", "0.2", "--workers", "4") == 0
     assert len(lines(out / "train.jsonl")) == 30
+
+
+def test_a_signal_while_the_workers_start_is_one_line(raw: Path, tmp_path: Path) -> None:
+    write_rows(raw, "train", [{"name": f"s{i}", "colour": "red"} for i in range(30)])
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "adapt", "convert", "shapes", str(raw), "--out", str(out)]
+    command += ["--split", "train", "--delay-s", "0.1", "--workers", "2"]
+    for step in range(8):
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        # The job file is written just before the workers are started.
+        while not (out / ".adapt" / "train.json").exists():
+            assert process.poll() is None
+            time.sleep(0.005)
+        time.sleep(0.08 * step)
+        process.terminate()
+        _, errors = process.communicate()
+        assert process.returncode == 143
+        assert errors.splitlines()[-1] == ("adapt: terminated; run the same command again to go on")
+        assert "Traceback" not in errors
+        shutil.rmtree(out, ignore_errors=True)
 
 
 def test_two_conversions_do_not_write_one_folder(raw: Path, tmp_path: Path) -> None:

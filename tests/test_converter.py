@@ -15,6 +15,7 @@ from shapes_runs import (
     write_rows,
 )
 
+from adapt import __version__
 from adapt.cli import run
 
 
@@ -109,6 +110,40 @@ def test_a_converter_that_cannot_be_imported_is_the_users_to_mend(
         "adapt: converter broken: broken_plugin_module 2.5 cannot be imported (No module named "
         "'broken_plugin_module'); install what it needs, or uninstall it\n"
     )
+
+
+def test_a_plug_in_that_fails_stops_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    info = tmp_path / "bad_plugin-2.5.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: bad-plugin\nVersion: 2.5\n")
+    (info / "entry_points.txt").write_text(
+        "[adapt.converters]\nfailing = failing_converter\nllava = their_llava\n"
+    )
+    (tmp_path / "failing_converter.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    failing = (
+        "converter failing: failing_converter 2.5 cannot be imported (ZeroDivisionError: division "
+        "by zero); install what it needs, or uninstall it"
+    )
+    clash = (
+        f"converter llava: their_llava 2.5 has the name of adapt.converters.llava {__version__}; "
+        "uninstall one, or rename its entry point"
+    )
+    assert run(["convert", "--list"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert failing in listed
+    assert clash in listed
+    assert "  multi-view; domain, driving; splits train, val" in listed
+    assert run(["convert", "--help"]) == 0
+    helped = capsys.readouterr().out
+    assert "drivelm" in helped
+    assert "failing" not in helped
+    for name, message in (("failing", failing), ("llava", clash)):
+        assert run(["convert", name, str(tmp_path)]) == 2
+        assert capsys.readouterr().err == f"adapt: {message}\n"
+    assert run(["convert", "drivelm", "--help"]) == 0
 
 
 def test_list_and_help_name_outside_converters(capsys: pytest.CaptureFixture[str]) -> None:

@@ -269,6 +269,10 @@ def test_a_source_s_sample_does_not_depend_on_the_others(workspace: Path) -> Non
             r"are there \(chart 50, llava 150\); add datasets with --general, take fewer domain "
             r"rows with --take, or --allow-repeat",
         ),
+        (
+            {"ratio": "1:2", "take": ("llava=10",)},
+            r"266 rows are wanted .*, 60 are there \(chart 50, llava 10\)",
+        ),
     ],
 )
 def test_wrong_options(workspace: Path, options: dict[str, Any], message: str) -> None:
@@ -305,6 +309,27 @@ def test_a_dataset_without_a_train_split(
     )
     with pytest.raises(SourceError, match=r"test_only: holds no train split \(has test\)"):
         run_mix(MixOptions(ratio="1:4", general=(Path("data/general/test_only"),)))
+
+
+def test_two_datasets_of_one_converter_are_called_as_their_folders(tmp_path: Path) -> None:
+    for name, rows in (("old", 3), ("new", 4)):
+        (tmp_path / "raw" / name).mkdir(parents=True)
+        found = [{"question": f"{name} {index}?", "answer": "So."} for index in range(rows)]
+        (tmp_path / "raw" / name / "rows.json").write_text(json.dumps(found))
+        command = ["convert", "llava", str(tmp_path / "raw" / name), "--workers", "1", "--out"]
+        assert run([*command, str(tmp_path / name)]) == 0
+    domain = make(tmp_path / "signs", 5)
+    mix = run_mix(
+        MixOptions(
+            ratio="1:1",
+            general=(tmp_path / "old", tmp_path / "new"),
+            domain=(domain,),
+            take=("new=2",),
+            out=tmp_path / "mix",
+        )
+    )
+    used = {source.name: source.rows_used for source in mix.manifest.sources}
+    assert used == {"old": 3, "new": 2, "signs": 5}
 
 
 def test_two_datasets_of_one_name(workspace: Path) -> None:

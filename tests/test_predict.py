@@ -256,8 +256,16 @@ def test_a_damaged_picture_stops_and_keeps_the_answers(things: Path) -> None:
     (things.parent / "images" / "1.png").write_bytes(b"\x89PNG")
     with pytest.raises(RecordError, match=r"record things/val/\d+: .*1\.png: .*; mend it"):
         predict(things, batch_size=1)
-    assert not Path("answers.jsonl").exists()
-    assert about_path(Path("answers.jsonl")).exists()
+    left = sorted(path.name for path in Path().iterdir())
+    assert left == [".answers.jsonl.partial", "answers.jsonl.about.json", "things"]
+
+
+def test_a_text_that_cannot_be_asked_names_its_record_and_leaves_nothing(things: Path) -> None:
+    turns = [Message("human", "What is <IMG_CONTEXT>?"), Message("gpt", "?")]
+    write_lines(things, [msgspec.structs.replace(make_record(0), conversations=turns)])
+    with pytest.raises(RecordError, match=r"record things/val/0: conversations\[0\] spells"):
+        predict(things)
+    assert sorted(path.name for path in Path().iterdir()) == ["things"]
 
 
 def test_a_folder_of_several_splits_needs_a_choice(things: Path) -> None:

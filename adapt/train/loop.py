@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -242,22 +240,3 @@ def _allowed(lost: frozenset[int], newly: Sequence[Lost], recipe: Recipe) -> fro
             f"the last is {worst.id} (row {worst.mix_index} of the mix): {worst.why}"
         )
     return lost
-
-
-@contextmanager
-def stop_requests() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in the list that is given; the second one acts at once."""
-    received: list[int] = []
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        received.append(number)
-        if len(received) > 1:
-            signal.signal(number, before[signal.Signals(number)])
-            signal.raise_signal(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -12,7 +12,6 @@ A rank also leaves by itself when its launcher is gone, so none is ever left beh
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
@@ -20,13 +19,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import IO
 
 from adapt.errors import BUG, EnvironmentFault, error_of_status
+from adapt.signals import stop_requests
 from adapt.train.place import Place
 from adapt.workers import cpu_count
 
@@ -79,7 +79,7 @@ def run_ranks(command: Sequence[str], count: int, *, logs: Path) -> int:
     port = free_port()
     ranks: list[_Rank] = []
     try:
-        with _signals_passed_on(ranks) as received:
+        with stop_requests(then=partial(_pass_on, ranks)) as received:
             for number in range(count):
                 place = Place(number, count, number, ADDRESS, port)
                 ranks.append(_start(command, place, logs / f"rank-{number}.log"))
@@ -200,28 +200,12 @@ def _end(ranks: Sequence[_Rank]) -> None:
             rank.process.wait()
 
 
-@contextlib.contextmanager
-def _signals_passed_on(ranks: Sequence[_Rank]) -> Iterator[list[int]]:
-    """Pass SIGINT and SIGTERM on to the ranks; the list that is given names those received."""
-    received: list[int] = []
-
-    def pass_on(number: int, _frame: FrameType | None) -> None:
-        received.append(number)
-        if len(received) > 1:
-            # The user means it: no longer wait for a checkpoint.
-            signal.signal(number, before[signal.Signals(number)])
-            signal.raise_signal(number)
-        for rank in ranks:
-            if rank.process.poll() is None:
-                # Never SIGINT: a rank that still imports would answer with a traceback.
-                rank.process.terminate()
-
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _pass_on(ranks: Sequence[_Rank]) -> None:
+    """Ask the ranks to stop; a second request to us no longer waits for their checkpoint."""
+    for rank in ranks:
+        if rank.process.poll() is None:
+            # Never SIGINT: a rank that still imports would answer with a traceback.
+            rank.process.terminate()
 
 
 def rank_command(*arguments: str) -> list[str]:

@@ -10,13 +10,13 @@ import os
 import signal
 import sys
 import traceback
-from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from adapt.errors import BUG, AdaptError
 from adapt.run_paths import RunFolder
+from adapt.stdout import outlive_readers
 from adapt.train.place import find_place
 from adapt.train.processes import LAUNCHER, leave_with
 from adapt.train.session import run_rank
@@ -48,14 +48,13 @@ def leave(folder: str) -> NoReturn:
     All files are closed and the group is left by then. What is torn down later, threads of the
     communication library among it, now and then aborts a rank whose work is done.
     """
+    outlive_readers()
     try:
         status = main(folder)
     except SystemExit as asked:
         status = int(asked.code or 0)
-    with suppress(OSError):
-        # Whoever read our output may have gone.
-        sys.stdout.flush()
-        sys.stderr.flush()
+    sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(status)
 
 

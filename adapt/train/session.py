@@ -23,11 +23,12 @@ from adapt.new_folder import new_folder
 from adapt.quiet import quiet_training
 from adapt.recipe import Recipe, load_recipe
 from adapt.run_paths import RunFolder
+from adapt.signals import stop_requests
 from adapt.train.checkpoint import restore, save_checkpoint
 from adapt.train.dataset import Lost, PackReader, UnreadableRecord
 from adapt.train.disk import disk_faults_named
 from adapt.train.engine import Engine, build_engine
-from adapt.train.loop import Sharing, StepDone, Work, pack_totals, run_steps, stop_requests
+from adapt.train.loop import Sharing, StepDone, Work, pack_totals, run_steps
 from adapt.train.metrics import Metrics, keep_until, open_metrics
 from adapt.train.model_card import write_card
 from adapt.train.place import Place, joined

@@ -193,6 +193,22 @@ def test_files_are_found_by_their_rows(raw: Path) -> None:
     ]
 
 
+def test_files_left_out_are_named(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = llava_row("Hi", "Ho")
+    write_list(raw, row, name="TWO.JSON")
+    (raw / "head.jsonl").write_text('{"meta": 1}\n' + json.dumps(row) + "\n")
+    (raw / "deep").mkdir()
+    (raw / "deep" / "wrapped.json").write_text(json.dumps({"data": [row]}))
+    out = raw.parent / "out"
+    assert run(["convert", "llava", str(raw), "--out", str(out), "--workers", "1"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "llava train: left out, the first row is no conversation: deep/wrapped.json, head.jsonl",
+        "llava train: 1 read = 1 used + 0 skipped + 0 not in this split; 1 records",
+    ]
+    named = llava.notices(raw, "train", annotations=raw / "TWO.JSON")
+    assert named == []
+
+
 def test_one_file_by_name(raw: Path, tmp_path: Path) -> None:
     write_list(raw, llava_row("Hi", "Ho"))
     outside = write_list(tmp_path, llava_row("<image>", "Ho", image="a.jpg"), name="out.json")
@@ -279,6 +295,8 @@ def test_wrong_inputs(raw: Path) -> None:
         convert(raw, annotations=raw / "gone.json")
     with pytest.raises(SourceError, match="is a folder"):
         convert(raw, annotations=raw)
+    with pytest.raises(SourceError, match="gone: no such folder; expected the one that picture"):
+        convert(raw, images=raw / "gone")
     path = write_list(raw, {"a": 1})
     with pytest.raises(SourceError, match="its first row is no conversation; expected a JSON list"):
         convert(raw, annotations=path)

@@ -73,7 +73,7 @@ def test_a_run_stopped_and_killed_ends_as_one_that_never_was(
     stopped_at = len(read_whole_lines(Path("broken")))
     latest = find_latest(Path("broken/checkpoints"))
     assert latest == Path(f"broken/checkpoints/step-{stopped_at}")
-    assert "terminated; run the same command again" in capfd.readouterr().err
+    assert "terminated; --resume goes on with it" in capfd.readouterr().err
 
     killed = start(recipe, *broken, "--resume")
     wait_for_step(killed, Path("broken"), stopped_at + 2)
