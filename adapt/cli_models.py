@@ -117,9 +117,17 @@ def import_(
     _require_train("import")
     from adapt.models.hub import checkpoint_folder
     from adapt.models.importing import import_checkpoint
+    from adapt.models.presets import preset_of
 
-    folder = checkpoint_folder(source)
-    typer.echo(str(import_checkpoint(folder, out, verify=verify, image_token_id=image_token_id)))
+    preset = None if Path(source).is_dir() else preset_of(source)
+    report = import_checkpoint(
+        checkpoint_folder(source),
+        out,
+        verify=verify,
+        image_token_id=image_token_id,
+        preset=preset.name if preset else None,
+    )
+    typer.echo(str(report))
 
 
 @models_app.command()

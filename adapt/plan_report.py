@@ -118,8 +118,10 @@ def _better_limits(plan: Plan, limits: Limits) -> Iterator[str]:
     if not plan.num_packs or total >= _WELL_FILLED * plan.num_packs * limits.tokens:
         return
     wider = min(-(-limits.tokens * int(tiles.sum(dtype=np.int64)) // total), 2 * limits.tiles)
+    if wider <= limits.tiles:
+        return
     fewer = least_packs(tokens, tiles, Limits(limits.tokens, wider))
-    if wider > limits.tiles and fewer < 0.95 * plan.num_packs:
+    if fewer < 0.95 * plan.num_packs:
         yield (
             f"            tiles are what fills a pack: --set max_pack_tiles={wider} could do with "
             f"{fewer:,} packs ({_percent(total, fewer * limits.tokens)}), for more memory"

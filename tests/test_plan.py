@@ -431,6 +431,17 @@ def test_the_report(make_mix, handle):
     ]
 
 
+def test_the_report_of_texts_alone(make_mix, handle):
+    folder = make_mix([line("signs", row, sizes=[]) for row in range(60)])
+    plan = build_plan(recipe_for(folder), handle)
+    lines = list(report_plan(plan, recipe_for(folder)))
+    assert "tiles       0" in lines
+    assert (
+        "packs       1 of at most 16,384 tokens and 48 tiles; no packing needs fewer than 1"
+        in lines
+    )
+
+
 def test_the_command(make_mix, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     make_mix(some_lines("signs", 20), some_lines("chat", 5))

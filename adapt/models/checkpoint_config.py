@@ -38,9 +38,9 @@ def resolve_folder(folder: Path) -> Path:
         return folder
     if (folder / "model" / "config.json").exists():
         return folder / "model"
-    if (folder / "adapter_config.json").exists():
+    if any((place / "adapter_config.json").exists() for place in (folder, folder / "adapter")):
         raise CheckpointError(
-            f"{folder}: is a LoRA adapter, not a whole model; "
+            f"{folder}: holds a LoRA adapter, no whole model; "
             f"adapt models merge {folder} BASE --out DIR makes one"
         )
     raise CheckpointError(f"{folder}: has no config.json, so it is not a checkpoint")

@@ -18,6 +18,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 
 from adapt.errors import CheckpointError, nearest
+from adapt.quiet import quiet_transformers
 
 VISION_DEFAULTS: dict[str, Any] = {
     "num_channels": 3,
@@ -213,6 +214,10 @@ def qwen2_text(original: dict[str, Any]) -> dict[str, Any]:
     section = _section(original, "llm_config")
     # InternVL2's Qwen2 has none; InternVL3's is dynamic.
     rope = _rope(section, TEXT_DEFAULTS["Qwen2ForCausalLM"], ("dynamic",))
+    if section.get("use_sliding_window"):
+        raise CheckpointError(
+            "config.json: llm_config.use_sliding_window is on; packs of records need full attention"
+        )
     fields = text_fields(original, "Qwen2ForCausalLM")
     return {"model_type": "qwen2", **fields, "rope_parameters": rope, "use_sliding_window": False}
 
@@ -343,7 +348,9 @@ def checked_config(config_class: Any, **fields: Any) -> Any:
                 f"config.json: num_hidden_layers is {count}, expected at most {_MOST_LAYERS}"
             )
     try:
-        return config_class(**fields)
+        # What transformers would only warn of is checked here, or refused.
+        with quiet_transformers():
+            return config_class(**fields)
     except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"config.json: transformers refuses it: {reason}") from error

@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
+_MOST_SPARE_ROWS = 1024
+
+
 @dataclass(frozen=True)
 class _Source:
     """An original checkpoint, understood: what is needed to write it anew."""
@@ -56,7 +59,12 @@ class _Source:
 
 
 def import_checkpoint(
-    source: Path, out: Path, *, verify: bool = True, image_token_id: int | None = None
+    source: Path,
+    out: Path,
+    *,
+    verify: bool = True,
+    image_token_id: int | None = None,
+    preset: str | None = None,
 ) -> ConversionReport:
     """Import a checkpoint folder in the original layout.
 
@@ -66,6 +74,7 @@ def import_checkpoint(
         verify: Compare the logits of both sides at the end.
         image_token_id: Id of `<IMG_CONTEXT>`, for a folder without a tokenizer, which is then
             imported as weights alone.
+        preset: What the folder was asked for by; None: told by its name and its sizes.
 
     Raises:
         CheckpointError: The folder is damaged, of another model, or its parts do not fit; nothing
@@ -78,7 +87,7 @@ def import_checkpoint(
         conversion = convert_to_native(opened.layout, opened.config, opened.checkpoint)
     with new_folder(out) as folder:
         write_checkpoint(folder, conversion.specs, conversion.tensors)
-        _write_files(folder, opened)
+        _write_files(folder, opened, preset or _preset_name(opened))
         difference = None
         if verify:
             image_token = opened.config.image_token_id
@@ -104,11 +113,32 @@ def _open_source(source: Path, image_token_id: int | None) -> _Source:
     layout = layout_of_original(fields)
     template = _template(fields)
     tokenizer = load_tokenizer(source) if has_tokenizer(source) else None
-    config = layout.import_config(fields, _image_token(tokenizer, image_token_id))
     if tokenizer is not None:
-        check_tokenizer(tokenizer, template, config.text_config.vocab_size)
+        _check_size(tokenizer, template, fields)
+    config = layout.import_config(fields, _image_token(tokenizer, image_token_id))
     checkpoint = open_checkpoint(source)
     return _Source(source, fields, layout, config, checkpoint, template, tokenizer)
+
+
+def _check_size(
+    tokenizer: PreTrainedTokenizerFast, template: ChatTemplate, fields: dict[str, Any]
+) -> None:
+    """Refuse a tokenizer of another model, by the number of its ids.
+
+    An embedding may have rows to spare, for a round number or tokens to come, not thousands.
+    """
+    section = fields.get("llm_config")
+    rows = section.get("vocab_size") if isinstance(section, dict) else None
+    if not isinstance(rows, int):
+        # Reading the config says what is wrong.
+        return
+    check_tokenizer(tokenizer, template, rows)
+    held = 1 + max(tokenizer.get_vocab().values())
+    if rows - held > _MOST_SPARE_ROWS:
+        raise CheckpointError(
+            f"the tokenizer has {held} ids, the embedding {rows} rows; they are of different "
+            f"models: put the checkpoint's own tokenizer beside it"
+        )
 
 
 def _template(fields: dict[str, Any]) -> ChatTemplate:
@@ -138,7 +168,7 @@ def _image_token(tokenizer: PreTrainedTokenizerFast | None, given: int | None) -
     return found
 
 
-def _write_files(folder: Path, source: _Source) -> None:
+def _write_files(folder: Path, source: _Source, preset: str | None) -> None:
     config, tokenizer = source.config, source.tokenizer
     write_config(folder, config, DTYPES[source.checkpoint.main_dtype])
     write_generation_config(folder, config, tokenizer, source.template)
@@ -149,7 +179,7 @@ def _write_files(folder: Path, source: _Source) -> None:
         template=source.template.name,
         tile_px=int(config.vision_config.image_size[0]),
         tokens_per_tile=config.image_seq_length,
-        preset=_preset_name(source),
+        preset=preset,
     )
     write_card(folder, card)
 

@@ -20,7 +20,7 @@ from adapt.errors import CheckpointError, EnvironmentFault
 from adapt.jsonl import disk_fault
 from adapt.models.checkpoint_config import is_original, read_config, resolve_folder
 from adapt.models.hub import checkpoint_folder
-from adapt.models.presets import Preset, load_preset, preset_names
+from adapt.models.presets import Preset, preset_of
 
 _NATIVE = {"internvl": "internvl", "mono_internvl": "mono"}
 
@@ -52,7 +52,7 @@ def locate(name: str, workspace: Path) -> Found:
         raise CheckpointError(
             f"{name}: is a file, expected a checkpoint's folder, a preset or a hub id"
         )
-    preset = None if Path(name).is_dir() else _preset_of(name)
+    preset = None if Path(name).is_dir() else preset_of(name)
     if preset is not None and preset.layout == "none":
         return Found(None, preset.architecture, preset)
     wanted = preset.name if preset else name
@@ -74,19 +74,12 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "adapt"
 
 
-def _preset_of(name: str) -> Preset | None:
-    if name in preset_names():
-        return load_preset(name)
-    presets = (load_preset(known) for known in preset_names())
-    return next((preset for preset in presets if preset.hub_id == name), None)
-
-
 def _open_folder(folder: Path, preset: Preset | None) -> Found:
     """Recognise a checkpoint folder; import it when it is in the original layout."""
     folder = resolve_folder(folder)
     config = read_config(folder)
     if is_original(config):
-        return _open_folder(_import_once(folder), preset)
+        return _open_folder(_import_once(folder, preset), preset)
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in _NATIVE:
         raise CheckpointError(
@@ -96,7 +89,7 @@ def _open_folder(folder: Path, preset: Preset | None) -> Found:
     return Found(folder, _NATIVE[kind], preset)
 
 
-def _import_once(folder: Path) -> Path:
+def _import_once(folder: Path, preset: Preset | None) -> Path:
     """Return the native copy of an original checkpoint, made now if it is not there yet."""
     from filelock import FileLock
 
@@ -111,7 +104,7 @@ def _import_once(folder: Path) -> Path:
     with FileLock(out.with_name(f"{out.name}.lock")):
         if not (out / "config.json").exists():
             print(f"importing {folder} (original layout) to {out}, once", file=sys.stderr)
-            import_checkpoint(folder, out)
+            import_checkpoint(folder, out, preset=preset.name if preset else None)
     return out
 
 

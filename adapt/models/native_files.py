@@ -22,7 +22,7 @@ from adapt.jsonl import write_json
 from adapt.models.chat import IMAGE_CONTEXT, ChatTemplate
 from adapt.models.pixels import IMAGENET_MEAN, IMAGENET_STD
 from adapt.models.presets import model_class
-from adapt.models.tokenizers import saving, stop_token_ids
+from adapt.models.tokenizers import adds_bos, saving, stop_token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -99,7 +99,7 @@ def write_processor(
     folder: Path, config: Any, tokenizer: PreTrainedTokenizerFast, template: ChatTemplate
 ) -> None:
     """Write the tokenizer, the chat template and what AutoProcessor reads."""
-    tokenizer.chat_template = chat_template_jinja(template)
+    tokenizer.chat_template = chat_template_jinja(template, with_bos=adds_bos(tokenizer))
     with saving(folder):
         tokenizer.save_pretrained(folder)
     side = int(config.vision_config.image_size[0])
@@ -119,8 +119,13 @@ def write_processor(
     )
 
 
-def chat_template_jinja(template: ChatTemplate) -> str:
+def chat_template_jinja(template: ChatTemplate, *, with_bos: bool = False) -> str:
     """Return a chat template in the form transformers takes.
+
+    Args:
+        template: The chat template.
+        with_bos: Whether the tokenizer begins every text with its BOS token. transformers does not
+            let it when it renders a chat, so the chat must spell it.
 
     A message's content is a text, or a list of parts in order: a picture is `<IMG_CONTEXT>` and a
     newline (the processor makes it `<img>...</img>`), like `<image>` and a newline in a record.
@@ -144,7 +149,7 @@ def chat_template_jinja(template: ChatTemplate) -> str:
         f"{{%- if part.type == 'text' -%}}{{{{ part.text{trim} }}}}"
         f"{{%- else -%}}{{{{ {picture} }}}}{{%- endif -%}}"
         "{%- endfor -%}{%- endif -%}{%- endmacro -%}"
-        f"{{{{ {header} }}}}"
+        f"{'{{ bos_token }}' if with_bos else ''}{{{{ {header} }}}}"
         "{%- if messages and messages[0].role == 'system' -%}{{ text(messages[0].content) }}"
         f"{{%- else -%}}{{{{ {system} }}}}{{%- endif -%}}{{{{ {after} }}}}"
         "{%- for message in messages if message.role != 'system' -%}"

@@ -166,3 +166,11 @@ def _read(name: str) -> dict[str, Any]:
     fields: dict[str, Any] = yaml.safe_load((_PRESETS / f"{name}.yaml").read_text("utf-8"))
     base = fields.pop("extends", None)
     return {**_read(base), **fields} if base else fields
+
+
+def preset_of(name: str) -> Preset | None:
+    """Return the preset that is called so, or whose hub id it is; None when there is none."""
+    if name in preset_names():
+        return load_preset(name)
+    presets = (load_preset(known) for known in preset_names())
+    return next((preset for preset in presets if preset.hub_id == name), None)

@@ -22,6 +22,7 @@ from adapt.jsonl import read_records
 from adapt.models.chat import UNSUPERVISED, Sample, load_template
 from adapt.models.handle import ModelHandle, open_model
 from adapt.models.presets import Preset, load_preset, preset_names
+from adapt.models.tokenizers import has_tokenizer
 from adapt.tiling import record_tiles
 
 if TYPE_CHECKING:
@@ -55,7 +56,11 @@ def show_model(name: str, *, workspace: Path = Path(".")) -> Iterator[str]:
     yield f"architecture   {handle.architecture}"
     yield f"preset         {handle.preset.name if handle.preset else 'none'}"
     yield f"tile           {handle.tile_px} px, {handle.tokens_per_tile} tokens"
-    yield f"vocabulary     {handle.vocab_size}, <IMG_CONTEXT> is {handle.image_token_id}"
+    if has_tokenizer(handle.tokenizer_folder):
+        yield f"vocabulary     {handle.vocab_size}, <IMG_CONTEXT> is {handle.image_token_id}"
+    else:
+        token = handle.config().image_token_id
+        yield f"vocabulary     {handle.vocab_size}, <IMG_CONTEXT> is {token}; no tokenizer: weights"
     if handle.max_positions is not None:
         yield f"longest record {handle.max_positions} tokens (dynamic rope)"
     if handle.rope_switch is not None:

@@ -37,8 +37,7 @@ class NativeForward:
             model = layout.build(config)
         model.eval().requires_grad_(False)
         language = model.model.language_model
-        # The rope's frequencies are buffers that no file holds: made anew, off the meta device.
-        language.rotary_emb = type(language.rotary_emb)(config=config.text_config)
+        self._language, self._text_config = language, config.text_config
         # A tied head has no tensor of its own.
         head = _HEAD if _HEAD in checkpoint.specs else _EMBEDDING
         model.lm_head = _Head(checkpoint, head)
@@ -62,6 +61,10 @@ class NativeForward:
         keep: Tensor | None = None,
     ) -> Tensor:
         """Return logits of one row; see `OriginalForward.logits`."""
+        # The rope's frequencies are buffers that no file holds: made off the meta device, and anew
+        # for each row, because a dynamic rope would keep those of the longest row so far.
+        language = self._language
+        language.rotary_emb = type(language.rotary_emb)(config=self._text_config)
         outputs = self._model(
             input_ids=input_ids[None],
             position_ids=positions[None],

@@ -134,6 +134,11 @@ def check_tokenizer(
         )
 
 
+def adds_bos(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Return whether a tokenizer begins every text with its BOS token."""
+    return bool(tokenizer.bos_token) and tokenizer("").input_ids == [tokenizer.bos_token_id]
+
+
 def stop_token_ids(tokenizer: PreTrainedTokenizerFast, template: ChatTemplate) -> list[int]:
     """Return the ids that end an answer: those of the template's stop tokens that exist."""
     ids = (tokenizer.backend_tokenizer.token_to_id(token) for token in template.stop)

@@ -296,7 +296,7 @@ BAD = {
         lambda native: edit(native / "config.json", model_type="llava"),
         r"/config.json: model_type is llava with a llama language model",
     ),
-    "an adapter": (make_adapter, r"is a LoRA adapter, not a whole model; adapt models merge"),
+    "an adapter": (make_adapter, r"holds a LoRA adapter, no whole model; adapt models merge"),
     "a head tied by mistake": (
         lambda native: edit(native / "config.json", tie_word_embeddings=True),
         r"ties the head to the embedding, but their weights differ; set tie_word_embeddings to fa",

@@ -230,8 +230,50 @@ def test_real_tokenizers(shared, make_original, tmp_path, kind):
         {"role": "user" if turn.speaker == "human" else "assistant", "content": turn.value}
         for turn in turns
     ]
+    # Servers render the chat and let the tokenizer add nothing: <s> must be in the text.
     text = tokenizer.apply_chat_template(messages, tokenize=False)
-    assert text == render(template, turns).text
+    assert text == ("" if kind == "qwen2" else "<s>") + render(template, turns).text
+    ids = open_model(str(tmp_path / "out")).encode(turns[:2], []).input_ids
+    assert tokenizer.apply_chat_template(messages[:2])["input_ids"] == ids
+
+
+def test_a_tokenizer_of_a_much_smaller_model(make_original, tmp_path):
+    tokenizer = load_preset("tiny").tokenizer_folder
+    for rows in (1536 + 1024, 1536 + 1025):
+        source = make_original(tmp_path / f"rows{rows}", "qwen2", llm={"vocab_size": rows})
+        with_tokenizer(source, tokenizer, template="internvl2_5")
+    import_checkpoint(tmp_path / "rows2560", tmp_path / "out", verify=False)
+    with pytest.raises(CheckpointError, match=r"has 1536 ids, the embedding 2561 rows; they are"):
+        import_checkpoint(tmp_path / "rows2561", tmp_path / "out2", verify=False)
+    assert not (tmp_path / "out2").exists()
+
+
+def test_the_preset_asked_for_is_kept(spoken, tmp_path, monkeypatch):
+    """A hub's cache names its folders by commit, so the name says nothing."""
+    monkeypatch.setattr("adapt.models.hub._download", lambda _id: spoken)
+    out = tmp_path / "out"
+    assert run(["models", "import", "mini-internvl2-1b-da-rs", "--out", str(out)]) == 0
+    assert read_card(out).preset == "mini-internvl2-1b-da-rs"
+
+
+def test_a_sliding_window_is_refused(make_original, tmp_path):
+    source = make_original(tmp_path / "source", "qwen2")
+    fields = json.loads((source / "config.json").read_text())
+    fields["llm_config"]["use_sliding_window"] = True
+    (source / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(CheckpointError, match=r"llm_config.use_sliding_window is on; packs of"):
+        import_checkpoint(source, tmp_path / "out", image_token_id=IMAGE_TOKEN)
+
+
+def test_a_bad_rope_is_one_line(make_original, tmp_path, capfd):
+    source = make_original(tmp_path / "source", "phi3")
+    fields = json.loads((source / "config.json").read_text())
+    fields["llm_config"]["rope_scaling"]["short_factor"] = [1.0] * 7
+    (source / "config.json").write_text(json.dumps(fields))
+    arguments = ["models", "import", str(source), "--out", str(tmp_path / "out")]
+    assert run([*arguments, "--image-token-id", str(IMAGE_TOKEN)]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "short_factor" in line
 
 
 def test_preset_is_recognised_by_sizes_and_name(make_original, tmp_path, monkeypatch):

@@ -13,10 +13,10 @@ from adapt.models.native_files import (
 from adapt.records import Message
 
 
-def spoken(template, messages, **options):
+def spoken(template, messages, *, with_bos=False, **options):
     return (
         Environment()
-        .from_string(chat_template_jinja(template))
+        .from_string(chat_template_jinja(template, with_bos=with_bos))
         .render(messages=messages, **options)
     )
 
@@ -36,6 +36,10 @@ def test_jinja_writes_what_adapt_writes(name):
     assert spoken(template, messages) == render(template, turns).text
     prompt = render_prompt(template, [*turns, Message("gpt", "")]).text
     assert spoken(template, messages, add_generation_prompt=True) == prompt
+    with_bos = spoken(
+        template, messages, add_generation_prompt=True, with_bos=True, bos_token="<s>"
+    )
+    assert with_bos == f"<s>{prompt}"
 
 
 @pytest.mark.parametrize("name", template_names())

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from adapt.cli import run
 from adapt.errors import RecordError
+from adapt.models.card import write_card
 from adapt.models.handle import ModelHandle, open_model
 from adapt.models.presets import load_preset, preset_names
 from adapt.models.show import list_models, render_records, show_model
@@ -81,6 +82,14 @@ def test_a_folder_is_described(tiny: ModelHandle, tmp_path: Path) -> None:
         "tile           448 px, 16 tokens",
         "vocabulary     1536, <IMG_CONTEXT> is 5",
     ]
+
+
+def test_weights_without_a_tokenizer_are_described(tiny: ModelHandle, tmp_path: Path) -> None:
+    tiny.config().save_pretrained(tmp_path)
+    write_card(tmp_path, tiny.card())
+    lines = list(show_model(str(tmp_path)))
+    assert lines[4] == "vocabulary     1536, <IMG_CONTEXT> is 5; no tokenizer: weights"
+    assert "chat template  internvl2_5" in lines
 
 
 def test_a_record_is_rendered_token_for_token(tiny: ModelHandle, tmp_path: Path) -> None:
