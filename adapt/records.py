@@ -125,6 +125,20 @@ class Skip:
     units: int = 1
 
 
+class SkipError(Exception):
+    """What a converter raises where a raw unit turns out to give no record, and catches for a Skip.
+
+    Args:
+        reason: A short key to count by.
+        detail: What was found and expected.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+
 @dataclass(frozen=True, slots=True)
 class NotInSplit:
     """A raw unit (or `units` of them) that was read but belongs to another split."""

@@ -2,9 +2,9 @@
 
     python benchmarks/annotation_memory.py [--raw ../shared/data/drivelm_nuscenes] [--mb 400]
 
-The sample's scenes are repeated under new tokens until the file has that size; all its frames are
-indexed and counted, the first `--frames` of them converted. Peak memory is that of the parent
-process, which reads the whole file, and of the largest worker.
+The scenes of the raw folder are repeated under new tokens until the file has that size; all its
+frames are indexed and counted, the first `--frames` of them converted. Peak memory is that of the
+parent process, which reads the whole file, and of the largest worker.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 
 from adapt.converters import drivelm
 from adapt.jsonl import write_json
+from adapt.synthetic import write_driving
 
 SAMPLE = Path(__file__).resolve().parents[2] / "shared" / "data" / "drivelm_nuscenes"
 RESULT = Path(__file__).parent / "results" / "annotation_memory.json"
@@ -30,16 +31,17 @@ AIM_MB = 1500
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--raw", type=Path, default=SAMPLE, help="Raw DriveLM folder.")
+    parser.add_argument("--raw", type=Path, default=None, help="Raw DriveLM folder.")
     parser.add_argument("--mb", type=int, default=400, help="Size of the file.")
     parser.add_argument("--frames", type=int, default=20, help="Frames to convert.")
-    parser.add_argument("--json", type=Path, default=RESULT, help="Result file.")
+    parser.add_argument("--out", type=Path, default=RESULT, help="Result file.")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        result = measure(
-            arguments.raw, Path(folder), megabytes=arguments.mb, frames=arguments.frames
-        )
-    write_json(arguments.json, result)
+        raw = arguments.raw or (SAMPLE if SAMPLE.is_dir() else Path(folder) / "raw")
+        if not raw.exists():
+            write_driving(raw, train_frames=6, val_frames=1, seed=0)
+        result = measure(raw, Path(folder), megabytes=arguments.mb, frames=arguments.frames)
+    write_json(arguments.out, result)
     print(json.dumps(result, indent=2))
 
 

@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--preset", default="mini-internvl2-2b", help="Sizes of the large one.")
     parser.add_argument("--scratch", type=Path, default=None, help="Folder with 14 GB free.")
     parser.add_argument("--skip-large", action="store_true", help="Only the goldens.")
-    parser.add_argument("--out", type=Path, default=RESULT, help="Write the figures here as JSON.")
+    parser.add_argument("--out", type=Path, default=RESULT, help="Result file.")
     options = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory(dir=options.scratch) as temporary:

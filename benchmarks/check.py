@@ -1,6 +1,6 @@
 """How many records of 800 bytes `adapt check` reads a second on one core.
 
-    python benchmarks/check.py [--records 200000] [--out benchmarks/results/check.json]
+    python benchmarks/check.py [--records 200000]
 
 Three kinds of file: questions alone, with a box and a point tag, and in dataset.json's company
 (whose sha256 is checked too). Beside them the JSON Schema alone, as a validator reads it.
@@ -26,6 +26,7 @@ from adapt.jsonl import sha256_file, write_json
 from adapt.problems import schema_problems
 from adapt.records import Message, RecordLine, Source
 
+RESULT = Path(__file__).parent / "results" / "check.json"
 RECORD_BYTES = 800
 SCHEMA_RECORDS = 4000
 AIM_PER_S = 100_000
@@ -102,7 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--records", type=int, default=200_000)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=None, help="write the figures here as JSON")
+    parser.add_argument("--out", type=Path, default=RESULT, help="Result file.")
     options = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
@@ -131,8 +132,7 @@ def main() -> None:
         **figures,
     }
     print(orjson.dumps(result, option=orjson.OPT_INDENT_2).decode())
-    if options.out is not None:
-        write_json(options.out, result)
+    write_json(options.out, result)
 
 
 if __name__ == "__main__":

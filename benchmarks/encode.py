@@ -1,9 +1,9 @@
 """How many records a second one core tokenises, by chat template.
 
-    python benchmarks/encode.py [--tokenizers FOLDER] [--out benchmarks/results/encode.json]
+    python benchmarks/encode.py [--tokenizers FOLDER]
 
 Short records of one question and answer, without and with a picture of 13 tiles. FOLDER holds
-qwen2/, internlm2/ and phi3/; without it only `tiny` is measured.
+qwen2/, internlm2/ and phi3/; where there is none, only `tiny` is measured.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from adapt.records import Message
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "tokenizers"
+RESULT = Path(__file__).parent / "results" / "encode.json"
 REAL = {"Hermes-2": "qwen2", "internlm2-chat": "internlm2", "phi3-chat": "phi3"}
 PICTURE_TOKENS = 13 * 256
 
@@ -50,9 +52,9 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tokenizers", type=Path, default=None)
+    parser.add_argument("--tokenizers", type=Path, default=SHARED if SHARED.is_dir() else None)
     parser.add_argument("--records", type=int, default=10_000)
-    parser.add_argument("--out", type=Path, default=None, help="write the figures here as JSON")
+    parser.add_argument("--out", type=Path, default=RESULT, help="Result file.")
     options = parser.parse_args()
     folders = {"internvl2_5": load_preset("tiny").tokenizer_folder}
     if options.tokenizers is not None:
@@ -81,8 +83,7 @@ def main() -> None:
         "python": platform.python_version(),
         "rows": rows,
     }
-    if options.out is not None:
-        write_json(options.out, report)
+    write_json(options.out, report)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How long `adapt mix` takes for one million rows, and how much memory.
 
-    python benchmarks/mix.py [--rows 1000000] [--out benchmarks/results/mix.json]
+    python benchmarks/mix.py [--rows 1000000]
 
 800,000 domain and 400,000 general rows of 800 bytes; --ratio 1:4 gives a mix of 1,000,000. The
 command runs in a process of its own, so that start-up and imports count.
@@ -23,6 +23,7 @@ import msgspec
 from adapt.jsonl import write_json
 from adapt.records import Message, RecordLine, Source
 
+RESULT = Path(__file__).parent / "results" / "mix.json"
 RECORD_BYTES = 800
 CHILD = """
 import resource, sys
@@ -66,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=None, help="write the figures here as JSON")
+    parser.add_argument("--out", type=Path, default=RESULT, help="Result file.")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         home = Path(temporary)
@@ -97,8 +98,7 @@ def main() -> None:
         "python": platform.python_version(),
     }
     print(json.dumps(result, indent=2))
-    if options.out is not None:
-        write_json(options.out, result)
+    write_json(options.out, result)
 
 
 if __name__ == "__main__":

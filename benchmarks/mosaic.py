@@ -47,14 +47,14 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=120, help="Frames a turn.")
     parser.add_argument("--rounds", type=int, default=3, help="Turns each.")
     parser.add_argument("--workers", type=int, default=cpu_count(), help="Processes of adapt.")
-    parser.add_argument("--json", type=Path, default=RESULT, help="Result file.")
+    parser.add_argument("--out", type=Path, default=RESULT, help="Result file.")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         raw = arguments.raw or (SAMPLE if SAMPLE.is_dir() else synthetic_frames(Path(folder)))
         result = measure(
             raw, frames=arguments.frames, rounds=arguments.rounds, workers=arguments.workers
         )
-    write_json(arguments.json, result)
+    write_json(arguments.out, result)
     print(json.dumps(result, indent=2))
 
 

@@ -1,6 +1,6 @@
 """How full packs get, against the reference's way and what is possible, and how fast plans are.
 
-    python benchmarks/packing.py [--records 20000] [--planned 100000] [--out FILE]
+    python benchmarks/packing.py [--records 20000] [--planned 100000]
 
 Records of several kinds of data, drawn with a seed: tiles from picture sizes by `adapt.tiling`,
 256 tokens a tile, text lengths log-normal. `first_fit_20` packs as the reference does: the first of
@@ -35,6 +35,7 @@ from adapt.recipe import Recipe
 from adapt.records import Message, RecordLine, Source
 from adapt.tiling import grids_for
 
+RESULT = Path(__file__).parent / "results" / "packing.json"
 TOKENS_PER_TILE = 256
 LIMITS = Limits(16384, 48)
 WAITING_PACKS = 20
@@ -188,7 +189,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--records", type=int, default=20_000)
     parser.add_argument("--planned", type=int, default=100_000)
-    parser.add_argument("--out", type=Path, default=None, help="write the figures here as JSON")
+    parser.add_argument("--out", type=Path, default=RESULT, help="Result file.")
     options = parser.parse_args()
     rows = [measure_packing(kind, options.records, LIMITS) for kind in KINDS]
     # Four mosaics of 13 tiles in a pack in place of three.
@@ -203,8 +204,7 @@ def main() -> None:
         "plan": measure_plan(options.planned),
     }
     print(orjson.dumps(result, option=orjson.OPT_INDENT_2).decode())
-    if options.out is not None:
-        write_json(options.out, result)
+    write_json(options.out, result)
 
 
 if __name__ == "__main__":

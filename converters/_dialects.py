@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from adapt.records import IMAGE_PLACEHOLDER, Speaker, Turn
+from adapt.records import IMAGE_PLACEHOLDER, SkipError, Speaker, Turn
 
 _SPEAKERS: dict[str, Speaker] = {
     "human": "human",
@@ -40,18 +40,8 @@ _READ = {"image", "images", "width", "height", "conversations", "messages", "ins
 _READ |= {"input", "output", "history", "question", "text", "answer", "system"}
 
 
-class RowError(Exception):
-    """A row gives no record.
-
-    Args:
-        reason: A short key to count by.
-        detail: What was found and expected.
-    """
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
+class RowError(SkipError):
+    """A row gives no record."""
 
 
 @dataclass(slots=True)

@@ -17,24 +17,15 @@ from adapt.coords import NUSCENES
 from adapt.errors import SourceError, UsageError
 from adapt.images import ImageError, safe_file
 from adapt.jsonl import require_file
+from adapt.records import SkipError
 
 REPOSITORY = "https://github.com/OpenDriveLab/DriveLM"
 FILE_NAMES = {"train": "v1_1_train_nus.json", "val": "v1_1_val_nus_q_only.json"}
 _SPLIT_IN_NAME = re.compile(r"(?<![a-z])(train|val)(?![a-z])")
 
 
-class FrameError(Exception):
-    """A whole frame cannot be converted.
-
-    Args:
-        reason: A short key to count by.
-        detail: What was found, what was expected.
-    """
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
+class FrameError(SkipError):
+    """A whole frame cannot be converted."""
 
 
 def annotation_file(raw: Path, split: str, annotations: Path | None) -> Path:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from adapt.coords import NUSCENES, EmptyBoxError, MosaicLayout, format_boxes
-from adapt.records import Dropped
+from adapt.records import Dropped, SkipError
 
 TRAFFIC_CAMERA = "CAM_FRONT"
 
@@ -43,18 +43,8 @@ ObjectKey = tuple[str, str, float, float]
 """Identifier, camera, x, y of a tag, whatever its spacing."""
 
 
-class TextError(ValueError):
-    """A text of the raw file cannot be converted.
-
-    Args:
-        reason: A short key to count by.
-        detail: What was found, what was expected.
-    """
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
+class TextError(SkipError):
+    """A text of the raw file cannot be converted."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from adapt.coords import (
     format_boxes,
     pixel_to_1000,
 )
+from adapt.records import SkipError
 
 Range = Literal["0-1", "0-1000"]
 Frame = Literal["picture", "square"]
@@ -35,18 +36,8 @@ _WHOLE_LIST = re.compile(rf"\s*{_BARE}\s*")
 _NUMBERS = re.compile(_NUMBER)
 
 
-class BoxError(Exception):
-    """A text holds a box that cannot be brought to 0-1000.
-
-    Args:
-        reason: A short key to count by.
-        detail: What was found and expected.
-    """
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
+class BoxError(SkipError):
+    """A text holds a box that cannot be brought to 0-1000."""
 
 
 @dataclass(frozen=True, slots=True)

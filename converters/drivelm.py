@@ -32,6 +32,8 @@ from adapt.converters._drivelm_files import (
     present_splits,
 )
 from adapt.converters._drivelm_frames import Frame, FramePlace, index_frames, read_frame
+from adapt.converters._drivelm_rules import MOVING_STATUS_PHRASE as MOVING_STATUS_PHRASE
+from adapt.converters._drivelm_rules import OPTIONS_PHRASE as OPTIONS_PHRASE
 from adapt.converters._drivelm_rules import (
     Question,
     challenge_tags,
@@ -44,6 +46,7 @@ from adapt.converters._drivelm_tags import (
     lists_to_mosaic,
     tags_to_mosaic,
 )
+from adapt.converters._drivelm_tags import to_original as to_original
 from adapt.errors import UsageError
 from adapt.images import ImageError
 from adapt.mosaic import JPEG_QUALITY, Mosaic
@@ -74,6 +77,8 @@ PROMPT = (
     "camera where the object’s center point is situated, and x, y represent the horizontal and "
     "vertical coordinates of the center point of the 2D bounding box."
 )
+TWIN_SUFFIX = "#mc"
+"""Ends the id of a record's lettered twin, the form that the challenge asks: only it is scored."""
 IMPORTANT_OBJECTS = "What are the important objects in the current scene?"
 
 Choices = Literal["lettered", "open", "both"]
@@ -201,7 +206,7 @@ class _FrameConverter:
             yield self._record(identifier, row, question, notes=notes, scored=lettered is None)
         if lettered is not None:
             asked = Question(question.number, question.family, lettered.question, lettered.answer)
-            suffix = "#mc" if choices == "both" else ""
+            suffix = TWIN_SUFFIX if choices == "both" else ""
             yield self._record(identifier + suffix, row, asked, options=lettered.options)
 
     def _record(

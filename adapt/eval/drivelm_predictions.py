@@ -147,7 +147,7 @@ def _in_camera_pixels(prediction: Prediction) -> str:
     """Return the answer as the challenge reads it: `<c1,CAM_BACK,1088.3,497.5>`."""
     if not prediction.is_ours:
         return prediction.answer
-    from adapt.converters._drivelm_tags import to_original
+    from adapt.converters.drivelm import to_original
 
     return to_original(prediction.answer)
 
@@ -163,8 +163,7 @@ def _is_asked(prediction: Prediction, question: Question, *, is_official: bool) 
         return True
     if not (prediction.is_ours and is_official):
         return False
-    from adapt.converters._drivelm_tags import to_original
-    from adapt.converters.drivelm import PROMPT
+    from adapt.converters.drivelm import PROMPT, to_original
 
     return _is_alike(to_original(found.removeprefix(PROMPT)), question.text)
 

@@ -17,16 +17,11 @@ from typing import TypeVar
 
 import msgspec
 
+from adapt.converters.drivelm import MOVING_STATUS_PHRASE, OPTIONS_PHRASE, TWIN_SUFFIX
 from adapt.errors import RecordError, SourceError
 from adapt.eval.drivelm_score import ACCURACY, LANGUAGE, MATCH, PART_OF_TAG, Question
 from adapt.jsonl import read_bytes, read_records, require_file
 from adapt.records import RecordLine
-
-LETTERED = "Please select the correct answer from the following options:"
-TWIN_SUFFIX = "#mc"
-"""Ends the id of a record's lettered twin, the form that the challenge asks: only it is scored."""
-
-MOVING_STATUS = "what is the moving status of object"
 
 HEAD_BYTES = 1 << 16
 """How much of a file is looked at to tell its layout."""
@@ -184,7 +179,7 @@ def _in_challenge_order(questions: list[Question], frames_to_sort: set[str]) -> 
 def _challenge_rank(question: Question) -> int:
     if LANGUAGE in question.tags:
         return 0
-    if ACCURACY in question.tags and MOVING_STATUS in question.text.lower():
+    if ACCURACY in question.tags and MOVING_STATUS_PHRASE.lower() in question.text.lower():
         return 1
     return 2 if MATCH in question.tags else 3
 
@@ -198,8 +193,8 @@ def _question_of_record(place: str, record: RecordLine, extra: _Extra) -> Questi
         )
     asked = without_images(record.conversations[-2].value)
     text, truth = extra.question, extra.answer
-    if LETTERED in asked and LETTERED not in text:
-        letters = asked[asked.index(LETTERED) :].split("\n", 1)[0]
+    if OPTIONS_PHRASE in asked and OPTIONS_PHRASE not in text:
+        letters = asked[asked.index(OPTIONS_PHRASE) :].split("\n", 1)[0]
         text, truth = f"{text} {letters}", record.conversations[-1].value
     key = short_id(record.id)
     return Question(

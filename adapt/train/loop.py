@@ -186,7 +186,7 @@ def _run_step(
     for slot, chunks in zip(share.slots, share.chunks, strict=True):
         read = next(packs)
         newly_lost += [one for one in read.lost if one.mix_index not in lost]
-        torch.manual_seed(_pack_seed(work.recipe.seed, slot))
+        torch.manual_seed(pack_seed(work.recipe.seed, slot))
         # A step of records without any supervised token has weight 0 and no gradient.
         loss += work.engine.accumulate(read.pack, scale=1 / weight if weight else 0, chunks=chunks)
     loss_value, num_lost, num_stopping = _sum_over_ranks(
@@ -198,7 +198,7 @@ def _run_step(
             f"(now {work.recipe.learning_rate:g}), and start again from an earlier checkpoint"
         )
     everywhere = _gather(newly_lost) if num_lost else ()
-    lost = _allowed(lost | {one.mix_index for one in everywhere}, everywhere, work.recipe)
+    lost = allowed_losses(lost | {one.mix_index for one in everywhere}, everywhere, work.recipe)
     metrics = StepMetrics(
         step=step + 1,
         epoch=share.epoch,
@@ -213,7 +213,7 @@ def _run_step(
     return StepDone(metrics, lost, everywhere, stop=num_stopping > 0)
 
 
-def _pack_seed(seed: int, slot: Slot) -> int:
+def pack_seed(seed: int, slot: Slot) -> int:
     """Return the seed of dropout and drop path for a pack: the same wherever it runs."""
     key = f"{seed},{slot.epoch},{slot.pack}".encode()
     return int.from_bytes(hashlib.sha256(key).digest()[:8], "little") >> 1
@@ -232,7 +232,12 @@ def _gather(mine: Sequence[Lost]) -> tuple[Lost, ...]:
     return tuple({one.mix_index: one for part in found for one in part}.values())
 
 
-def _allowed(lost: frozenset[int], newly: Sequence[Lost], recipe: Recipe) -> frozenset[int]:
+def allowed_losses(lost: frozenset[int], newly: Sequence[Lost], recipe: Recipe) -> frozenset[int]:
+    """Return the rows of the mix that are lost, if the recipe allows as many.
+
+    Raises:
+        RecordError: It does not.
+    """
     if len(lost) > recipe.max_unreadable:
         worst = newly[-1]
         raise RecordError(

@@ -1,4 +1,4 @@
-import signal
+"""What a rank runs in a step, and what it may lose."""
 
 import hypothesis.strategies as st
 import numpy as np
@@ -8,7 +8,7 @@ from hypothesis import given
 from adapt.errors import RecordError
 from adapt.recipe import Recipe
 from adapt.train.dataset import Lost, Slot
-from adapt.train.loop import Sharing, _allowed, _pack_seed, pack_totals, stop_requests
+from adapt.train.loop import Sharing, allowed_losses, pack_seed, pack_totals
 from adapt.train.loss import num_chunks
 from adapt.train.schedule import Schedule
 
@@ -99,28 +99,18 @@ def test_ranks_share_every_pack_and_agree_on_chunks(
 
 
 def test_random_numbers_belong_to_the_pack() -> None:
-    seeds = [_pack_seed(1, Slot(epoch, pack)) for epoch in (0, 1) for pack in (0, 1, None)]
+    seeds = [pack_seed(1, Slot(epoch, pack)) for epoch in (0, 1) for pack in (0, 1, None)]
     assert len(set(seeds)) == 6
-    assert _pack_seed(1, Slot(1, 0)) == seeds[3]
+    assert pack_seed(1, Slot(1, 0)) == seeds[3]
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
 def test_unreadable_records_are_allowed_up_to_the_limit() -> None:
     recipe = Recipe(name="r", max_unreadable=2)
     newly = [Lost(5, "a/b/5", "images/5.png: truncated")]
-    assert _allowed(frozenset({1, 5}), newly, recipe) == {1, 5}
+    assert allowed_losses(frozenset({1, 5}), newly, recipe) == {1, 5}
     with pytest.raises(
         RecordError,
         match=r"3 records cannot be read, max_unreadable is 2; .*a/b/5 \(row 5 .*truncated",
     ):
-        _allowed(frozenset({1, 2, 5}), newly, recipe)
-
-
-def test_a_first_signal_is_noted_a_second_one_acts() -> None:
-    with stop_requests() as received:
-        assert received == []
-        signal.raise_signal(signal.SIGINT)
-        assert received == [signal.SIGINT]
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        allowed_losses(frozenset({1, 2, 5}), newly, recipe)
