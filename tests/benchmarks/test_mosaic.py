@@ -29,4 +29,6 @@ def test_half_the_aim_is_met(benchmark: ModuleType, tmp_path: Path) -> None:
     raw = benchmark.SAMPLE if benchmark.SAMPLE.is_dir() else benchmark.synthetic_frames(tmp_path)
     found = benchmark.measure(raw, frames=FRAMES, rounds=2, workers=2)
     assert found["psnr_db_min"] >= benchmark.AIM_PSNR_DB
-    assert found["ratio"] >= benchmark.AIM_RATIO / 2
+    # Beside much other work two processes get no two cores: the clock says nothing then.
+    busy = found["load_average_1min"] > 2 * cpu_count()
+    assert found["ratio_by_cpu_time" if busy else "ratio"] >= benchmark.AIM_RATIO / 2
