@@ -308,12 +308,12 @@ class _Collector:
         ledger.units_in = counted_here if units_in is None else units_in
         self._ledger.records = len(self._lines)
         return Outcome(
-            name,
-            self._ledger,
-            self._skips,
-            self._pictures.kind,
-            self._pictures.checksums,
-            b"".join(self._lines),
+            name=name,
+            ledger=self._ledger,
+            skips=self._skips,
+            images=self._pictures.kind,
+            pictures=self._pictures.checksums,
+            body=b"".join(self._lines),
         )
 
     def _take_record(self, record: Record) -> None:

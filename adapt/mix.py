@@ -26,7 +26,7 @@ from adapt.mix_draw import (
     shuffled,
 )
 from adapt.mix_index import Mix, read_mix
-from adapt.mix_options import MixOptions, Request, read_options
+from adapt.mix_options import MixOptions, Request, read_request
 from adapt.mix_sources import SIDES, MixSide, find_datasets, scan_sides, tell_apart
 from adapt.mix_write import describe, write_mix
 
@@ -41,7 +41,7 @@ def run_mix(options: MixOptions) -> Mix:
         SourceError: A dataset is missing.
         RecordError: A records file cannot be trained on, or is not what dataset.json says.
     """
-    request = read_options(options)
+    request = read_request(options)
     datasets = {"domain": find_datasets("domain", options.domain)}
     if request.goal.general or options.general:
         datasets["general"] = find_datasets("general", options.general)

@@ -92,7 +92,7 @@ class Request:
                     raise UsageError(f"--{option} {name}: no such dataset{nearest(name, known)}")
 
 
-def read_options(options: MixOptions) -> Request:
+def read_request(options: MixOptions) -> Request:
     """Understand the options.
 
     Raises:

@@ -182,8 +182,13 @@ def load_plan(folder: Path) -> Plan:
     return plan
 
 
-def build_plan(recipe: Recipe, handle: ModelHandle) -> Plan:
+def build_plan(recipe: Recipe, handle: ModelHandle, mix: Mix | None = None) -> Plan:
     """Count the tokens and tiles of every record of the recipe's mix, and pack them.
+
+    Args:
+        recipe: Names the mix, and sets the limits.
+        handle: Counts the tokens.
+        mix: The recipe's mix, where it has been read.
 
     Raises:
         RecordError: Records cannot be trained on: no answer, no size, or over a limit
@@ -192,7 +197,7 @@ def build_plan(recipe: Recipe, handle: ModelHandle) -> Plan:
     from adapt.mix import read_mix
     from adapt.plan_sizes import measure_mix
 
-    mix = read_mix(recipe.mix)
+    mix = mix or read_mix(recipe.mix)
     sizes = measure_mix(mix, recipe, handle)
     about = {
         "format": FORMAT,
@@ -276,7 +281,7 @@ def run_plan(
     if notice := domain_notice(recipe, mix):
         print(notice)
     handle = open_model(recipe.model)
-    plan = build_plan(recipe, handle)
+    plan = build_plan(recipe, handle, mix)
     for line in report_plan(plan, recipe):
         print(line)
     for line in report_costs(plan, recipe, handle, gpus=gpus, tflops=tflops):

@@ -59,6 +59,21 @@ class RunFolder:
         return self.folder / "logs"
 
     @property
+    def versions(self) -> Path:
+        """What it ran on."""
+        return self.folder / "versions.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of the events."""
+        return self.folder / "tensorboard"
+
+    @property
+    def card(self) -> Path:
+        """Model card."""
+        return self.folder / "README.md"
+
+    @property
     def metrics(self) -> Path:
         """A line for each step."""
         return self.folder / "metrics.jsonl"

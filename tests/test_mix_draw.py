@@ -16,7 +16,7 @@ from adapt.dataset import Dataset
 from adapt.errors import UsageError
 from adapt.mix import MixOptions, draw_rows
 from adapt.mix_draw import Rows, repeat_rows, round_half_up, sample, shuffled
-from adapt.mix_options import read_options
+from adapt.mix_options import read_request
 from adapt.mix_sources import MixSide, ScannedFile
 
 
@@ -33,7 +33,7 @@ def side_of(name: str, side: str, rows: int) -> MixSide:
 
 
 def draw(sides: list[MixSide], **options: Any) -> Rows:
-    return draw_rows(sides, read_options(MixOptions(**options)))
+    return draw_rows(sides, read_request(MixOptions(**options)))
 
 
 ROWS = st.lists(st.integers(1, 40), min_size=1, max_size=3)

@@ -78,7 +78,7 @@ class StepShare:
     chunks: tuple[int, ...]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Sharing:
     """Which packs a rank runs in each step.
 

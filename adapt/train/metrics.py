@@ -21,6 +21,7 @@ import orjson
 
 from adapt.jsonl import disk_fault, write_bytes
 from adapt.progress import Advance, progress
+from adapt.run_paths import RunFolder
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -99,24 +100,23 @@ def summarise(steps: list[StepMetrics]) -> dict[str, float]:
 
 
 @contextmanager
-def open_metrics(folder: Path, *, start: int, total: int, tensorboard: bool) -> Iterator[Metrics]:
+def open_metrics(run: RunFolder, *, start: int, total: int, tensorboard: bool) -> Iterator[Metrics]:
     """Open the records of a run that goes on from step `start` of `total`.
 
     Args:
-        folder: Of the run.
+        run: Where they are written.
         start: Steps done; what was written about later ones is taken back.
         total: Steps of the whole run.
-        tensorboard: Write events to `folder`/tensorboard as well.
+        tensorboard: Write events as well.
 
     Raises:
         EnvironmentFault: The disk is full or the folder cannot be written.
     """
-    path = folder / "metrics.jsonl"
-    keep_until(path, start)
-    events = _open_events(folder / "tensorboard", start) if tensorboard else None
+    keep_until(run.metrics, start)
+    events = _open_events(run.tensorboard, start) if tensorboard else None
     try:
         with progress("train", total, "steps", done=start) as advance:
-            yield Metrics(path, events, advance)
+            yield Metrics(run.metrics, events, advance)
     finally:
         if events is not None:
             events.close()
@@ -131,7 +131,7 @@ def keep_until(path: Path, step: int) -> None:
         try:
             if msgspec.json.decode(line, type=_Stepped).step > step or not line.endswith(b"\n"):
                 break
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             # Cut off when the run was killed: nothing whole comes after it.
             break
         kept.append(line)

@@ -66,7 +66,7 @@ def write_card(
             "",
         ]
     )
-    write_bytes(run.folder / "README.md", text.encode())
+    write_bytes(run.card, text.encode())
 
 
 def _facts(run: RunFolder, recipe: Recipe, handle: ModelHandle, counts: FreezeReport) -> list[str]:

@@ -72,7 +72,7 @@ def prepare(recipe: Recipe, *, resume: bool) -> RunFolder:
     handle = open_model(recipe.model)
     plan = _ready_plan(recipe, handle, mix, run)
     write_bytes(run.recipe, render_recipe(recipe).encode())
-    write_json(run.folder / "versions.json", versions())
+    write_json(run.versions, versions())
     print(
         f"{run.folder}: {plan.num_records} records in {plan.num_packs} packs; "
         f"model {handle.name}, method {recipe.method}, {recipe.deepspeed}, {recipe.dtype}"
@@ -123,11 +123,11 @@ def _ready_plan(recipe: Recipe, handle: ModelHandle, mix: Mix, run: RunFolder) -
                 f"as before, or start another run with --set out=FOLDER"
             )
         return plan
-    plan = build_plan(recipe, handle)
+    plan = build_plan(recipe, handle, mix)
     if plan.num_packs == 0:
         raise RecipeError(f"{recipe.mix}: no record fits the recipe's limits; nothing to train on")
     # What an earlier attempt left, that came to no checkpoint.
-    for stale in (run.checkpoints, run.folder / "tensorboard", run.logs):
+    for stale in (run.checkpoints, run.tensorboard, run.logs):
         shutil.rmtree(stale, ignore_errors=True)
     for file in (run.metrics, run.unreadable):
         file.unlink(missing_ok=True)

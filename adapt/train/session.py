@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from adapt.train.collate import LoadedRecord
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
     """What a rank works on."""
 
@@ -85,7 +85,12 @@ def _open(run: RunFolder, recipe: Recipe, device: torch.device) -> Session:
     schedule = make_schedule(recipe, num_packs=plan.num_packs, world_size=ranks)
     totals = pack_totals(plan, recipe.loss)
     sharing = Sharing(
-        schedule, plan.order, totals.supervised, dist.get_rank(), ranks, recipe.loss_chunk_tokens
+        schedule=schedule,
+        order=plan.order,
+        supervised=totals.supervised,
+        rank=dist.get_rank(),
+        ranks=ranks,
+        chunk_tokens=recipe.loss_chunk_tokens,
     )
     reader = PackReader(recipe, plan, mix, handle)
     engine = build_engine(handle, recipe, device)
@@ -97,7 +102,16 @@ def _open(run: RunFolder, recipe: Recipe, device: torch.device) -> Session:
         engine=engine,
         read=reader.read,
     )
-    return Session(run, recipe, plan, mix, handle, reader, engine, work)
+    return Session(
+        run=run,
+        recipe=recipe,
+        plan=plan,
+        mix=mix,
+        handle=handle,
+        reader=reader,
+        engine=engine,
+        work=work,
+    )
 
 
 def _train(session: Session) -> int:
@@ -159,7 +173,7 @@ def _metrics(session: Session, start: int) -> AbstractContextManager[Metrics | N
         return nullcontext()
     keep_until(session.run.unreadable, start)
     return open_metrics(
-        session.run.folder,
+        session.run,
         start=start,
         total=session.work.schedule.total_steps,
         tensorboard=session.recipe.tensorboard,

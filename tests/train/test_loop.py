@@ -60,7 +60,14 @@ def sharing(num_packs: int, *, rank: int, ranks: int, accumulation: int) -> Shar
         return np.random.default_rng(epoch).permutation(num_packs)
 
     supervised = np.arange(num_packs) * 3
-    return Sharing(schedule, order, supervised, rank, ranks, chunk_tokens=10)
+    return Sharing(
+        schedule=schedule,
+        order=order,
+        supervised=supervised,
+        rank=rank,
+        ranks=ranks,
+        chunk_tokens=10,
+    )
 
 
 def test_a_step_of_two_ranks() -> None:

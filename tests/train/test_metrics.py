@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from adapt.errors import EnvironmentFault
+from adapt.run_paths import RunFolder
 from adapt.train.metrics import StepMetrics, keep_until, open_metrics, summarise
 
 
@@ -37,7 +38,7 @@ def test_a_line_stands_for_the_steps_since_the_last() -> None:
 
 
 def write_steps(folder: Path, start: int, total: int) -> None:
-    with open_metrics(folder, start=start, total=total, tensorboard=False) as metrics:
+    with open_metrics(RunFolder(folder), start=start, total=total, tensorboard=False) as metrics:
         for number in range(start + 1, total + 1):
             metrics.add(step(number), flush=True)
 
@@ -64,7 +65,7 @@ def test_a_cut_off_last_line_is_taken_back(tmp_path: Path) -> None:
 
 
 def test_events_have_the_same_numbers(tmp_path: Path) -> None:
-    with open_metrics(tmp_path, start=0, total=1, tensorboard=True) as metrics:
+    with open_metrics(RunFolder(tmp_path), start=0, total=1, tensorboard=True) as metrics:
         metrics.add(step(1, loss=0.25), flush=True)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -85,7 +86,7 @@ def test_events_have_the_same_numbers(tmp_path: Path) -> None:
 def test_a_folder_that_is_gone_is_an_environment_fault(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    with open_metrics(folder, start=0, total=1, tensorboard=False) as metrics:
+    with open_metrics(RunFolder(folder), start=0, total=1, tensorboard=False) as metrics:
         folder.rmdir()
         with pytest.raises(EnvironmentFault, match=r"metrics\.jsonl: cannot be written"):
             metrics.add(step(1), flush=True)
