@@ -9,7 +9,6 @@ interruptions. The part files are joined in order, then dataset.json is written 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -22,9 +21,7 @@ import msgspec
 
 from adapt.convert_part import (
     Job,
-    Outcome,
     SizeCache,
-    SkipEntry,
     Task,
     do_task,
     group_results,
@@ -32,18 +29,17 @@ from adapt.convert_part import (
     part_file,
     read_outcome,
 )
-from adapt.convert_state import STATE, differences, locked, read_skips, read_unfinished
+from adapt.convert_result import PartFile, SplitResult
+from adapt.convert_state import STATE, differences, locked, read_unfinished
 from adapt.converter import Converter
-from adapt.dataset import FORMAT, MANIFEST, SKIPPED, read_manifest
+from adapt.dataset import MANIFEST, SKIPPED, read_manifest
 from adapt.errors import RecordError, SourceError, TooManySkips, UsageError, nearest
 from adapt.jsonl import (
-    atomic_file,
     path_text,
     read_lines,
     sha256_file,
     sha256_listing,
     write_json,
-    write_lines,
 )
 from adapt.ledger import Ledger
 from adapt.problems import schema_problems
@@ -78,11 +74,6 @@ class ConvertOptions:
     overwrite: bool = False
 
 
-class _Id(msgspec.Struct):
-    id: str
-
-
-_ID = msgspec.json.Decoder(_Id)
 _LARGEST_NUMBER = 2**63 - 1
 
 
@@ -138,6 +129,9 @@ class _Split:
         self._converter = asked.converter
         self._state = out / STATE / split
         self._job_file = out / STATE / f"{split}.json"
+        self._result = SplitResult(
+            converter=asked.converter, raw=raw, out=out, split=split, options=options
+        )
 
     def run(self) -> None:
         """Do the split, or what is left of it."""
@@ -162,7 +156,8 @@ class _Split:
         keep_pictures = self._start(made_by, manifest)
         ledger, outcomes = self._do_parts(keep_pictures, total, tasks)
         self._check(ledger, outcomes)
-        self._join(ledger, outcomes, made_by)
+        self._result.write(outcomes, ledger, made_by)
+        self._drop_state()
         for line in ledger.lines():
             self._say(line)
 
@@ -288,7 +283,7 @@ class _Split:
 
     def _do_parts(
         self, keep_pictures: bool, total: int, tasks: Iterator[Task]
-    ) -> tuple[Ledger, list[tuple[Path, str]]]:
+    ) -> tuple[Ledger, list[PartFile]]:
         """Convert every part that is not done; return the sums and the part files in order."""
         job = Job(
             converter=self._converter.name,
@@ -300,7 +295,7 @@ class _Split:
             keep_pictures=keep_pictures,
         )
         ledger = Ledger()
-        outcomes: list[tuple[Path, str]] = []
+        outcomes: list[PartFile] = []
 
         def remaining() -> Iterator[Task]:
             for task in tasks:
@@ -345,7 +340,7 @@ class _Split:
             limit = None if limit is None else limit - part.units
         return len(tasks), iter(tasks)
 
-    def _check(self, ledger: Ledger, outcomes: list[tuple[Path, str]]) -> None:
+    def _check(self, ledger: Ledger, outcomes: list[PartFile]) -> None:
         """Stop before any records file is written when units are lost or unaccounted for."""
         if not ledger.balances():
             raise RuntimeError(
@@ -354,7 +349,7 @@ class _Split:
             )
         none_left = ledger.skipped > 0 and not ledger.records
         if ledger.skipped > self._asked.max_skips or none_left:
-            self._write_skipped(outcomes)
+            self._result.write_skipped(outcomes)
             reasons = ledger.lines()[1].strip()
             allow = f", or allow them with --max-skips {ledger.skipped}"
             raise TooManySkips(
@@ -368,100 +363,12 @@ class _Split:
                 f"{self._raw}: {self._split} holds no units; {self._converter.expected()}"
             )
 
-    def _write_skipped(self, outcomes: list[tuple[Path, str]]) -> None:
-        """Replace this split's lines of skipped.jsonl, keep those of the others."""
-        path = self._out / SKIPPED
-        order = {split: index for index, split in enumerate(self._converter.module.SPLITS)}
-        entries: list[SkipEntry] = []
-        if path.exists() and path.stat().st_size:
-            entries = [entry for entry in read_skips(path) if entry.split != self._split]
-        for file, name in outcomes:
-            entries.extend(_outcome(file, name).skips)
-        entries.sort(key=lambda entry: order.get(entry.split, len(order)))
-        write_lines(path, entries)
-
-    def _join(
-        self, ledger: Ledger, outcomes: list[tuple[Path, str]], made_by: dict[str, Any]
-    ) -> None:
-        """Write the records file, skipped.jsonl and dataset.json, and drop the resume state."""
-        # Pictures were written without waiting for the disk: once for all of them, here.
-        os.sync()
-        target = self._out / f"{self._split}.jsonl"
-        digest = hashlib.sha256()
-        ids: set[str] = set()
-        kinds: set[str] = set()
-        size = 0
-        with atomic_file(target) as file:
-            for path, name in outcomes:
-                outcome = _outcome(path, name)
-                self._check_ids(outcome, ids)
-                kinds.add(outcome.images)
-                file.write(outcome.body)
-                digest.update(outcome.body)
-                size += len(outcome.body)
-        kinds.discard("")
-        if len(kinds) > 1:
-            raise RuntimeError(f"converter {self._converter.name} mixes raw and made pictures")
-        images = kinds.pop() if kinds else "none"
-        self._write_skipped(outcomes)
-        entry = {
-            "made_by": made_by,
-            "images": images,
-            "files": [
-                {
-                    "path": target.name,
-                    "records": ledger.records,
-                    "bytes": size,
-                    "sha256": digest.hexdigest(),
-                }
-            ],
-            "ledger": ledger.as_dict(),
-        }
-        self._write_manifest(entry, images)
-        self._drop_state()
-
     def _drop_state(self) -> None:
         """Remove the resume state; a run killed here leaves that to the next one."""
         if self._job_file.exists():
             shutil.rmtree(self._state, ignore_errors=True)
             self._sweep()
             self._job_file.unlink()
-
-    def _check_ids(self, outcome: Outcome, ids: set[str]) -> None:
-        for line in outcome.body.splitlines():
-            identifier = _ID.decode(line).id
-            if identifier in ids:
-                raise RuntimeError(
-                    f"converter {self._converter.name} yields the id {identifier} twice "
-                    f"({outcome.name}); ids must be unique"
-                )
-            ids.add(identifier)
-
-    def _write_manifest(self, entry: dict[str, Any], images: str) -> None:
-        converter = self._converter
-        before = read_manifest(self._out)
-        splits = {**(before["splits"] if before else {}), self._split: entry}
-        root = "."
-        if images == "raw":
-            folder = converter.image_root(self._raw, self._options)
-            root = path_text(os.path.relpath(folder, self._out))
-        write_json(
-            self._out / MANIFEST,
-            {
-                "format": FORMAT,
-                "name": converter.name,
-                "converter": {"name": converter.name, "version": converter.version},
-                "role": converter.role,
-                "domain": converter.domain,
-                "root": root,
-                "licence": converter.declared("LICENCE"),
-                "source": converter.declared("SOURCE"),
-                "coordinates": converter.declared("COORDINATES"),
-                "splits": {
-                    split: splits[split] for split in converter.module.SPLITS if split in splits
-                },
-            },
-        )
 
 
 class _Images(msgspec.Struct):
@@ -474,10 +381,3 @@ _SIZES = SizeCache()
 def _work(job: Job, task: Task) -> Ledger:
     """Do a task with this process's cache of picture sizes."""
     return do_task(job, task, _SIZES)
-
-
-def _outcome(path: Path, name: str) -> Outcome:
-    outcome = read_outcome(path, name)
-    if outcome is None:
-        raise SourceError(f"{path}: was changed while converting; run the same command again")
-    return outcome
