@@ -11,9 +11,10 @@ import sys
 import traceback
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 from adapt import __version__
 from adapt.cli_convert import convert_app
@@ -44,6 +45,12 @@ app.add_typer(convert_app, name="convert")
 app.add_typer(models_app, name="models")
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(eval_app, name="eval")
+
+RecipeName = Annotated[Path, typer.Argument(help="Recipe file, or a shipped recipe's name.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe field; may be repeated."),
+]
 
 _GO_ON = {
     "convert": "; run the same command again to go on",
@@ -82,7 +89,24 @@ def check(
     check_paths(paths, images=images)
 
 
-@app.command()
+class SeveralPaths(TyperCommand):
+    """A command whose --domain and --general take several paths each: `--domain A B`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words of a command line, with an option of its own for each path."""
+        spelled: list[str] = []
+        option = ""
+        for word in args:
+            if word.startswith("-"):
+                name = word.partition("=")[0]
+                option = name if name in ("--domain", "--general") else ""
+            elif option and spelled[-1] != option:
+                spelled.append(option)
+            spelled.append(word)
+        return list(super().parse_args(ctx, spelled))
+
+
+@app.command(cls=SeveralPaths)
 def mix(
     ratio: Annotated[
         str | None, typer.Option(help="general:domain, the paper's order, such as 1:4.")
@@ -92,11 +116,11 @@ def mix(
     ] = None,
     domain: Annotated[
         list[Path] | None,
-        typer.Option(metavar="PATH", help="Domain datasets (default: data/domain/*)."),
+        typer.Option(metavar="PATH...", help="Domain datasets (default: data/domain/*)."),
     ] = None,
     general: Annotated[
         list[Path] | None,
-        typer.Option(metavar="PATH", help="General datasets (default: data/general/*)."),
+        typer.Option(metavar="PATH...", help="General datasets (default: data/general/*)."),
     ] = None,
     take: Annotated[
         list[str] | None, typer.Option(metavar="NAME=N", help="Sample N rows of a dataset.")
@@ -136,13 +160,8 @@ def mix(
 
 @app.command()
 def plan(
-    recipe: Annotated[Path, typer.Argument(help="Recipe file, or a shipped recipe's name.")],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="Override a recipe field; may be repeated."
-        ),
-    ] = None,
+    recipe: RecipeName,
+    set_: Overrides = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of plan.parquet (default: plan in the run's).")
     ] = None,
@@ -163,13 +182,8 @@ def plan(
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help="Recipe file, or a shipped recipe's name.")],
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="Override a recipe field; may be repeated."
-        ),
-    ] = None,
+    recipe: RecipeName,
+    set_: Overrides = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")
     ] = False,

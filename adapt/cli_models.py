@@ -10,6 +10,8 @@ import typer
 
 from adapt.errors import MissingExtra
 
+OutFolder = Annotated[Path, typer.Option(help="Folder to write.")]
+
 models_app = typer.Typer(
     help="Checkpoints: presets, both layouts, adapters. Example: adapt models list",
     no_args_is_help=True,
@@ -66,7 +68,7 @@ def show(
 def create(
     kind: Annotated[str, typer.Argument(help="mini-internvl or mono-internvl.")],
     llm: Annotated[Path, typer.Option(help="Folder of the language model.")],
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    out: OutFolder,
     vision: Annotated[
         Path | None, typer.Option(help="Folder of the vision tower (mini-internvl).")
     ] = None,
@@ -102,7 +104,7 @@ def create(
 @models_app.command("import")
 def import_(
     source: Annotated[str, typer.Argument(help="Folder, preset or hub id, original layout.")],
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    out: OutFolder,
     image_token_id: Annotated[
         int | None, typer.Option(help="Id of <IMG_CONTEXT>, for a folder without a tokenizer.")
     ] = None,
@@ -133,7 +135,7 @@ def import_(
 @models_app.command()
 def export(
     source: Annotated[str, typer.Argument(help="Native checkpoint or run folder, or preset.")],
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    out: OutFolder,
     layout: Annotated[str, typer.Option(help="original or native.")] = "original",
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Compare logits of both sides.")
@@ -175,7 +177,7 @@ def verify(
 def merge(
     adapter: Annotated[Path, typer.Argument(help="LoRA adapter, or a run folder with one.")],
     base: Annotated[str, typer.Argument(help="Native checkpoint it was trained on, or preset.")],
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    out: OutFolder,
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Compare logits through peft.")
     ] = True,

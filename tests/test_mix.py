@@ -311,6 +311,35 @@ def test_a_dataset_without_a_train_split(
         run_mix(MixOptions(ratio="1:4", general=(Path("data/general/test_only"),)))
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--domain", "a", "b", "--ratio", "1:2", "--general", "c", "d"],
+        ["--domain=a", "b", "--general", "c", "--general", "d", "--ratio", "1:2"],
+        ["--ratio", "1:2", "--general", "c", "d", "--domain", "a", "--domain", "b"],
+    ],
+)
+def test_several_paths_after_an_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in "abcd":
+        make(Path(name), 4)
+    assert run(["mix", *words]) == 0
+    sources = read_mix(Path("data/mix")).manifest.sources
+    assert [(source.role, source.name) for source in sources] == [
+        ("general", "c"),
+        ("general", "d"),
+        ("domain", "a"),
+        ("domain", "b"),
+    ]
+
+
+def test_a_path_without_its_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["mix", "--ratio", "1:2", "a"]) == 2
+    assert "unexpected extra argument(s) (a)" in capsys.readouterr().err
+
+
 def test_two_datasets_of_one_converter_are_called_as_their_folders(tmp_path: Path) -> None:
     for name, rows in (("old", 3), ("new", 4)):
         (tmp_path / "raw" / name).mkdir(parents=True)
