@@ -27,6 +27,8 @@ from adapt.records import RecordLine
 from adapt.tiling import Grid, Pixels, load_tiles, record_grids
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
     from adapt.models.handle import ModelHandle
 
 
@@ -126,23 +128,13 @@ class Answerer:
         return Prompt(index, record, input_ids, grids)
 
     def batches(self, prompts: Sequence[Prompt], size: int) -> Iterator[list[Prompt]]:
-        """Cut prompts into batches of like length, each on one side of the rope's switch."""
-        by_length = sorted(prompts, key=lambda prompt: len(prompt.input_ids))
-        for _, together in groupby(by_length, key=self._rope_side):
-            side = list(together)
-            for first in range(0, len(side), size):
-                yield side[first : first + size]
-
-    def _rope_side(self, prompt: Prompt) -> int:
-        """Return what prompts of a batch must have in common; see the module docstring.
-
-        A prompt whose answer may cross the switch shares a batch only with those that cross it at
-        the same moment.
-        """
-        length, switch = len(prompt.input_ids), self._handle.rope_switch
-        if switch is None or length + self._max_new_tokens <= switch:
-            return 0
-        return length if length <= switch else -1
+        """Cut prompts into batches; see `cut_batches`."""
+        return cut_batches(
+            prompts,
+            size,
+            rope_switch=self._handle.rope_switch,
+            max_new_tokens=self._max_new_tokens,
+        )
 
     def load(self, prompts: Sequence[Prompt]) -> LoadedBatch:
         """Open and cut the pictures of a batch.
@@ -195,7 +187,7 @@ class Answerer:
                 f"lower --batch-size or --max-tiles"
             ) from error
         new = generated[:, input_ids.shape[1] :].tolist()
-        return [self._read(tokens, stops) for tokens in new]
+        return [read_answer(self._handle.tokenizer, tokens, stops) for tokens in new]
 
     def _pixels(self, tiles: Pixels | None) -> dict[str, Tensor]:
         if tiles is None:
@@ -216,12 +208,50 @@ class Answerer:
             pad_token_id=stops[0],
         )
 
-    def _read(self, tokens: list[int], stops: Sequence[int]) -> Answer:
-        ends = [place for place, token in enumerate(tokens) if token in stops]
-        spoken = tokens[: ends[0]] if ends else tokens
-        # Tokens such as <box> are special to the tokenizer, and part of the answer.
-        text = self._handle.tokenizer.decode(spoken, skip_special_tokens=False)
-        return Answer(str(text).strip(), len(spoken), "stop" if ends else "length")
+
+def cut_batches(
+    prompts: Sequence[Prompt], size: int, *, rope_switch: int | None, max_new_tokens: int
+) -> Iterator[list[Prompt]]:
+    """Cut prompts into batches of like length, each on one side of a long rope's switch.
+
+    A prompt whose answer may cross the switch shares a batch only with those that cross it at the
+    same moment.
+
+    Args:
+        prompts: To answer, in any order.
+        size: Most of a batch.
+        rope_switch: Positions up to which the short factors hold; None: no long rope.
+        max_new_tokens: Longest answer.
+    """
+
+    def side(prompt: Prompt) -> int:
+        length = len(prompt.input_ids)
+        if rope_switch is None or length + max_new_tokens <= rope_switch:
+            return 0
+        return length if length <= rope_switch else -1
+
+    by_length = sorted(prompts, key=lambda prompt: len(prompt.input_ids))
+    for _, together in groupby(by_length, key=side):
+        alike = list(together)
+        for first in range(0, len(alike), size):
+            yield alike[first : first + size]
+
+
+def read_answer(
+    tokenizer: PreTrainedTokenizerFast, tokens: list[int], stops: Sequence[int]
+) -> Answer:
+    """Return what was spoken before the first stop token.
+
+    Args:
+        tokenizer: Of the model.
+        tokens: All that was generated.
+        stops: Ids that end an answer.
+    """
+    ends = [place for place, token in enumerate(tokens) if token in stops]
+    spoken = tokens[: ends[0]] if ends else tokens
+    # Tokens such as <box> are special to the tokenizer, and part of the answer.
+    text = tokenizer.decode(spoken, skip_special_tokens=False)
+    return Answer(str(text).strip(), len(spoken), "stop" if ends else "length")
 
 
 def pad_left(rows: Sequence[Sequence[int]], *, fill: int) -> tuple[Tensor, Tensor]:

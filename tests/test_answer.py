@@ -1,11 +1,9 @@
 """Prompts, batches and answers; whole predictions are in test_predict.py."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
-from adapt.answer import Answerer, Prompt, Tiling, find_device, pad_left
+from adapt.answer import Answerer, Prompt, Tiling, cut_batches, find_device, pad_left, read_answer
 from adapt.errors import EnvironmentFault, RecordError, UsageError
 from adapt.models.handle import open_model
 from adapt.records import Message, RecordLine, Source
@@ -24,49 +22,37 @@ def make_record(words: int) -> RecordLine:
     )
 
 
-def test_an_answer_ends_before_its_stop_token(tmp_path: Path) -> None:
+def test_an_answer_ends_before_its_stop_token() -> None:
     handle = open_model("tiny")
-    answerer = Answerer(handle, torch.device("cpu"), Tiling(2), max_new_tokens=4, root=tmp_path)
     stop = handle.stop_token_ids[0]
     box = handle.tokenizer.convert_tokens_to_ids("<box>")
     [word] = handle.tokenizer.encode("e", add_special_tokens=False)
-    ended = answerer._read([word, box, stop, word], handle.stop_token_ids)
+    ended = read_answer(handle.tokenizer, [word, box, stop, word], handle.stop_token_ids)
     # <box> is a special token, and part of the answer all the same.
     assert (ended.tokens, ended.finish) == (2, "stop")
     assert "<box>" in ended.text
-    cut = answerer._read([word, word, word, word], handle.stop_token_ids)
+    cut = read_answer(handle.tokenizer, [word, word, word, word], handle.stop_token_ids)
     assert (cut.text, cut.tokens, cut.finish) == ("eeee", 4, "length")
-    empty = answerer._read([stop, stop], handle.stop_token_ids)
+    empty = read_answer(handle.tokenizer, [stop, stop], handle.stop_token_ids)
     assert (empty.text, empty.tokens, empty.finish) == ("", 0, "stop")
-
-
-class LongRope:
-    """A handle whose rope switches at 100 positions, and refuses more than 300."""
-
-    rope_switch = 100
 
 
 def prompts(*lengths: int) -> list[Prompt]:
     return [Prompt(index, make_record(0), [0] * length, []) for index, length in enumerate(lengths)]
 
 
-def batch_lengths(handle: object, *lengths: int, size: int = 2) -> list[list[int]]:
-    answerer = object.__new__(Answerer)
-    answerer._handle, answerer._max_new_tokens = handle, 10
-    batches = answerer.batches(prompts(*lengths), size)
+def batch_lengths(*lengths: int, size: int = 2, rope_switch: int | None = None) -> list[list[int]]:
+    batches = cut_batches(prompts(*lengths), size, rope_switch=rope_switch, max_new_tokens=10)
     return [[len(prompt.input_ids) for prompt in batch] for batch in batches]
 
 
 def test_batches_are_of_like_length() -> None:
-    class Plain:
-        rope_switch = None
-
-    assert batch_lengths(Plain(), 50, 10, 400, 20, 95) == [[10, 20], [50, 95], [400]]
+    assert batch_lengths(50, 10, 400, 20, 95) == [[10, 20], [50, 95], [400]]
 
 
 def test_a_batch_never_lies_on_both_sides_of_the_ropes_switch() -> None:
     # 95 and 99 cross the switch while they answer, each at its own moment.
-    found = batch_lengths(LongRope(), 90, 95, 101, 10, 99, 95, 300, 102, size=8)
+    found = batch_lengths(90, 95, 101, 10, 99, 95, 300, 102, size=8, rope_switch=100)
     assert found == [[10, 90], [95, 95], [99], [101, 102, 300]]
 
 
