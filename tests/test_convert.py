@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from folders import tree
 from jsonschema import Draft202012Validator
 from PIL import Image
 from shapes_runs import (
@@ -23,7 +24,6 @@ from shapes_runs import (
     lines,
     make_raw,
     manifest,
-    tree,
     write_rows,
 )
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from shapes_runs import convert, install_plugin, tree, write_rows
+from folders import tree
+from shapes_runs import convert, install_plugin, write_rows
 
 
 @pytest.fixture(autouse=True)

@@ -3,17 +3,10 @@
 import json
 from pathlib import Path
 
+from folders import tree
 from PIL import Image
 
 from adapt.synthetic import COLOURS, TRAIN_FILE, TRUTH_FILE, VAL_FILE, write_driving, write_general
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def test_a_seed_gives_the_same_bytes(tmp_path: Path) -> None:

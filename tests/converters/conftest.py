@@ -6,20 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from drivelm_texts import C1, C2, CAMERAS, IMPORTANT, TRAFFIC
 from PIL import Image
 
 from adapt.converters import drivelm
-from adapt.coords import NUSCENES
 from adapt.records import NotInSplit, Record, Result, Skip
-
-CAMERAS = [camera for row in NUSCENES.cameras for camera in row]
-IMPORTANT = (
-    "What are the important objects in the current scene? Those objects will be considered for "
-    "the future reasoning and driving decision."
-)
-TRAFFIC = "Identify all the traffic elements in the front view."
-C1 = "<c1,CAM_BACK,1088.3,497.5>"
-C2 = "<c2,CAM_FRONT,1043.2,-0.5>"
 
 Json = dict[str, Any]
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from folders import tree
 
 from adapt.cli import run
 from adapt.converter import converter_modules, load_converter
@@ -20,15 +21,6 @@ RAW: dict[str, Callable[[Path], None]] = {
     "drivelm": lambda folder: write_driving(folder, train_frames=3, val_frames=1, seed=1),
     "llava": lambda folder: write_general(folder, rows=12, seed=1),
 }
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    """Return every file below `folder` with its content."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def test_every_bundled_converter_is_tried() -> None:

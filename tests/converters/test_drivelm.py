@@ -6,25 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from drivelm_texts import C1, C2, CAMERAS, IMPORTANT
 from PIL import Image
 
 from adapt.cli import run
 from adapt.converters import drivelm
 from adapt.converters._drivelm_rules import OPTIONS_PHRASE
 from adapt.converters._drivelm_tags import to_original
-from adapt.coords import NUSCENES
 from adapt.errors import UsageError
 from adapt.mosaic import Mosaic
 from adapt.records import Record, Result, UnitsRead
-
-CAMERAS = [camera for row in NUSCENES.cameras for camera in row]
-IMPORTANT = (
-    "What are the important objects in the current scene? Those objects will be considered for "
-    "the future reasoning and driving decision."
-)
-TRAFFIC = "Identify all the traffic elements in the front view."
-C1 = "<c1,CAM_BACK,1088.3,497.5>"
-C2 = "<c2,CAM_FRONT,1043.2,-0.5>"
 
 Json = dict[str, Any]
 Annotations = MakeFrame = Callable[..., dict[str, Any]]

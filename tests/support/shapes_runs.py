@@ -35,15 +35,6 @@ def convert(raw: Path, out: Path, *options: str) -> int:
     return run(["convert", "shapes", str(raw), "--out", str(out), *options])
 
 
-def tree(folder: Path) -> dict[str, bytes]:
-    """Return every file below `folder` with its content."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
 def manifest(out: Path) -> dict[str, Any]:
     return json.loads((out / "dataset.json").read_text())  # type: ignore[no-any-return]
 

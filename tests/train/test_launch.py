@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from folders import tree
 
 from adapt.errors import UsageError
 from adapt.one_writer import one_writer
@@ -21,15 +22,6 @@ def torchrun(recipe: Path, *options: str) -> subprocess.CompletedProcess[str]:
         text=True,
         check=False,
     )
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    """Return every file below `folder` with its content."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "versions.json"
-    }
 
 
 def test_torchrun_trains_and_leaves_a_finished_run_alone(recipe: Path) -> None:
