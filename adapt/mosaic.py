@@ -54,7 +54,8 @@ class _Label:
 
     Args:
         place: Rows and columns of the cell that it covers.
-        inside: Which pixels of the place it covers wholly, [rows, columns, 1].
+        inside: 255 for each pixel of the place that it covers wholly, [rows, columns] uint8.
+        plain: The place in the label's colour alone, [rows, columns, 3] uint8.
         edge: Rows and columns of the place that it covers partly.
         kept: Share of what is below, of 255, for each pixel of the edge, [pixels, 1] uint16.
         added: Share of the colour, and a half for rounding, [pixels, 3] uint16.
@@ -62,6 +63,7 @@ class _Label:
 
     place: tuple[slice, slice]
     inside: Any
+    plain: Any
     edge: Any
     kept: Any
     added: Any
@@ -142,14 +144,12 @@ def draw_view(path: Path, cell: Pixels) -> None:
 
 def draw_label(text: str, cell: Pixels) -> None:
     """Write a camera's name into the top-left corner of its cell, as `ImageDraw.text` does."""
-    import numpy as np
-
     label = _label(text, cell.shape[1], cell.shape[0])
     corner = cell[label.place]
     # Pillow's own blending: a division by 255, rounded, without dividing.
     blended = corner[label.edge] * label.kept + label.added
     corner[label.edge] = ((blended >> 8) + blended) >> 8
-    np.copyto(corner, np.array(LABEL_COLOUR, np.uint8), where=label.inside)
+    _cv2().copyTo(label.plain, label.inside, corner)
 
 
 def _draw_fast(data: bytes, path: Path, cell: Pixels) -> bool:
@@ -211,7 +211,8 @@ def _label(text: str, width: int, height: int) -> _Label:
     shares = cover[edge].astype(np.uint16)[:, np.newaxis]
     return _Label(
         place=(slice(top, bottom), slice(left, right)),
-        inside=(cover == 255)[:, :, np.newaxis],
+        inside=np.where(cover == 255, np.uint8(255), np.uint8(0)),
+        plain=np.full((*cover.shape, 3), LABEL_COLOUR, np.uint8),
         edge=edge,
         kept=255 - shares,
         added=shares * np.array(LABEL_COLOUR, np.uint16) + np.uint16(128),
