@@ -1,3 +1,5 @@
+"""Pictures: sizes and pixels of every format, and what is refused."""
+
 import io
 import os
 import pickle

@@ -1,3 +1,5 @@
+"""Mosaics: layout, label and likeness to Pillow's, for plain, odd and damaged views."""
+
 import io
 import math
 import pickle

@@ -1,3 +1,5 @@
+"""Reading ahead in threads, and the cache of tiles."""
+
 import threading
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""The drivelm converter: whole frames and splits, small ones made here and the real sample."""
+
 import inspect
 import io
 import json

@@ -1,3 +1,5 @@
+"""Annotation files: found, indexed, and read frame by frame, damaged ones too."""
+
 import json
 import os
 import subprocess

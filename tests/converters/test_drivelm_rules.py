@@ -1,3 +1,5 @@
+"""The challenge's rules: pools, letters, and which questions are scored."""
+
 import json
 from collections import Counter
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""Tags, boxes and lists of traffic elements: to the mosaic and back."""
+
 import re
 
 import pytest

@@ -1,3 +1,5 @@
+"""Raw files found by name, and large JSON read from its places."""
+
 from pathlib import Path
 
 import msgspec

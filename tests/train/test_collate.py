@@ -1,3 +1,5 @@
+"""Records side by side in a pack."""
+
 import numpy as np
 import torch
 

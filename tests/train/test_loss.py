@@ -1,3 +1,5 @@
+"""Weights of tokens, and the loss in chunks, against the whole."""
+
 import math
 from pathlib import Path
 

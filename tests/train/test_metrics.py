@@ -1,3 +1,5 @@
+"""metrics.jsonl and events, going on after a stop too."""
+
 from pathlib import Path
 
 import msgspec

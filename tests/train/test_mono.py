@@ -130,6 +130,7 @@ def test_adapters_change_attention_and_experts(recipe: Path, mono: Path, vision:
     experts = ("model.language_model.layers.0.visual_mlp",) if vision else ()
     parts = (*ATTENTION, *TEXT_EXPERTS, *experts)
     assert changed(Path("run"), mono) == named(mono, *parts)
+    assert "after `import adapt.models.mono`" in Path("run/README.md").read_text()
 
 
 def test_two_processes_resuming_and_answers(recipe: Path) -> None:

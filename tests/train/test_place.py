@@ -1,3 +1,5 @@
+"""Where launchers say that a process stands."""
+
 import pytest
 
 from adapt.errors import UsageError

@@ -1,3 +1,5 @@
+"""The newest checkpoint, and what it says of itself."""
+
 import os
 from pathlib import Path
 

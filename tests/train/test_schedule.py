@@ -1,3 +1,5 @@
+"""Steps, warm-up and learning rates."""
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given

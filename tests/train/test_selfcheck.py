@@ -1,3 +1,5 @@
+"""The proof that packed equals separate, and that it would find what is not."""
+
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
