@@ -19,11 +19,11 @@ COMMON = ("raw", "out", "split", "workers", "limit", "max_skips", "overwrite")
 class ConverterGroup(TyperGroup):
     """The converters as commands, each made when it is asked for."""
 
-    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
+    def list_commands(self, _ctx: Any) -> list[str]:
         """Return the name of every converter that can be loaded."""
         return [name for name in converter_modules() if _can_be_loaded(name)]
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
+    def get_command(self, _ctx: Any, cmd_name: str) -> Any:
         """Return the command of a converter.
 
         Raises:

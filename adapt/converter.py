@@ -226,6 +226,9 @@ def load_converter(name: str) -> Converter:
     try:
         module = import_module(path)
     except Exception as error:
+        # Another package's code runs here, and may raise anything; a fault of our own is a bug.
+        if path.startswith("adapt.converters.") and not isinstance(error, ImportError):
+            raise
         what = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
         raise UsageError(
             f"converter {name}: {path} {release} cannot be imported ({what}); install what it "

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import msgspec
 import orjson
@@ -25,7 +25,7 @@ _RECORD = msgspec.json.Decoder(RecordLine)
 
 
 @contextmanager
-def atomic_file(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
+def atomic_file(path: Path, *, sync: bool = True) -> Iterator[IO[bytes]]:
     """Open a file that replaces `path` when the block ends well, and vanishes otherwise.
 
     Args:
@@ -46,7 +46,7 @@ def atomic_file(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
             dir=path.parent, prefix=f".{path.name}.", suffix=".tmp", delete=False
         ) as file:
             temporary = Path(file.name)
-            yield file  # type: ignore[misc]
+            yield file
             file.flush()
             if sync:
                 os.fsync(file.fileno())

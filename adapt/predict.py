@@ -214,7 +214,7 @@ def _answers(
     from adapt.reading_ahead import read_ahead
 
     batches = read_ahead(answerer.load, _batches(answerer, options, records, done), workers=READERS)
-    with closing(batches):  # type: ignore[type-var]
+    with closing(batches):
         for batch in batches:
             answers = answerer.answer(batch)
             yield [

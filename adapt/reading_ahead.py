@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -24,7 +24,7 @@ AHEAD = 2
 
 def read_ahead(
     read: Callable[[Slot], Item], slots: Iterable[Slot], *, workers: int
-) -> Iterator[Item]:
+) -> Generator[Item, None, None]:
     """Yield `read(slot)` for each slot, in order, `workers` of them being read at any time.
 
     What `read` raises is raised here, in its turn. Close the iterator to stop the workers.

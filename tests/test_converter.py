@@ -97,14 +97,19 @@ def test_without_named_sources_a_new_file_is_another_input(
     assert "other input (*); --overwrite replaces it" in capsys.readouterr().err
 
 
+def install(folder: Path, points: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Register entry points as a package of version 2.5 in `folder` does."""
+    info = folder / "other_plugin-2.5.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-plugin\nVersion: 2.5\n")
+    (info / "entry_points.txt").write_text(f"[adapt.converters]\n{points}\n")
+    monkeypatch.syspath_prepend(str(folder))
+
+
 def test_a_converter_that_cannot_be_imported_is_the_users_to_mend(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    info = tmp_path / "broken_plugin-2.5.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-plugin\nVersion: 2.5\n")
-    (info / "entry_points.txt").write_text("[adapt.converters]\nbroken = broken_plugin_module\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
+    install(tmp_path, "broken = broken_plugin_module", monkeypatch)
     assert run(["convert", "broken", str(tmp_path)]) == 2
     assert capsys.readouterr().err == (
         "adapt: converter broken: broken_plugin_module 2.5 cannot be imported (No module named "
@@ -115,14 +120,8 @@ def test_a_converter_that_cannot_be_imported_is_the_users_to_mend(
 def test_a_plug_in_that_fails_stops_nobody_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    info = tmp_path / "bad_plugin-2.5.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: bad-plugin\nVersion: 2.5\n")
-    (info / "entry_points.txt").write_text(
-        "[adapt.converters]\nfailing = failing_converter\nllava = their_llava\n"
-    )
     (tmp_path / "failing_converter.py").write_text("1 / 0\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
+    install(tmp_path, "failing = failing_converter\nllava = their_llava", monkeypatch)
     failing = (
         "converter failing: failing_converter 2.5 cannot be imported (ZeroDivisionError: division "
         "by zero); install what it needs, or uninstall it"

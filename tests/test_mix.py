@@ -58,6 +58,13 @@ def test_the_paper_s_ratio(workspace: Path, capsys: pytest.CaptureFixture[str]) 
     assert {f"drivelm/train/{number}" for number in range(531)} <= set(counts)
 
 
+def source_of(name: str, role: str, rows: int, **more: Any) -> dict[str, Any]:
+    """Return what mix.json says of a dataset in its default place."""
+    folder = f"../{role}/{name}"
+    head = {"name": name, "role": role, "domain": "", "folder": folder, "root": folder}
+    return head | {"take": None, "repeat": None, "rows_available": rows} | more
+
+
 def test_mix_json(workspace: Path) -> None:
     mix = run_mix(MixOptions(ratio="1:1", take=("drivelm=20",), repeat=("chart=1.5",)))
     path = workspace / "data" / "mix" / "mix.json"
@@ -69,6 +76,12 @@ def test_mix_json(workspace: Path) -> None:
     distinct = [source.pop("rows_distinct") for source in value["sources"]]
     assert sum(used[:2]) == used[2] == distinct[2] == 20
     assert [source.pop("files")[0]["records"] for source in value["sources"][1:]] == [150, 531]
+    chart = {
+        "path": "../general/chart/train.jsonl",
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "records": 50,
+        "bytes": file.stat().st_size,
+    }
     assert value == {
         "format": 1,
         "seed": 42,
@@ -79,44 +92,9 @@ def test_mix_json(workspace: Path) -> None:
         "reached": "1:1",
         "shares": {"general": {"rows": 20, "share": 0.5}, "domain": {"rows": 20, "share": 0.5}},
         "sources": [
-            {
-                "name": "chart",
-                "role": "general",
-                "domain": "",
-                "folder": "../general/chart",
-                "root": "../general/chart",
-                "take": None,
-                "repeat": "1.5",
-                "rows_available": 50,
-                "files": [
-                    {
-                        "path": "../general/chart/train.jsonl",
-                        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
-                        "records": 50,
-                        "bytes": file.stat().st_size,
-                    }
-                ],
-            },
-            {
-                "name": "llava",
-                "role": "general",
-                "domain": "",
-                "folder": "../general/llava",
-                "root": "../general/llava",
-                "take": None,
-                "repeat": None,
-                "rows_available": 150,
-            },
-            {
-                "name": "drivelm",
-                "role": "domain",
-                "domain": "",
-                "folder": "../domain/drivelm",
-                "root": "../domain/drivelm",
-                "take": 20,
-                "repeat": None,
-                "rows_available": 531,
-            },
+            source_of("chart", "general", 50, repeat="1.5", files=[chart]),
+            source_of("llava", "general", 150),
+            source_of("drivelm", "domain", 531, take=20),
         ],
         "index": {
             "path": "mix.parquet",

@@ -23,7 +23,10 @@ from adapt.errors import EnvironmentFault, MissingExtra, RecordError
 TOKENIZER_JAR = "stanford-corenlp-3.4.1.jar"
 TOKENIZER_CLASS = "edu.stanford.nlp.process.PTBTokenizer"
 PUNCTUATION = frozenset(
-    "'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ;".split(" ")  # noqa: SIM905
+    [
+        *("''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-"),
+        *(".", "?", "!", ",", ":", "-", "--", "...", ";"),
+    ]
 )
 """Tokens that COCO caption evaluation leaves out."""
 

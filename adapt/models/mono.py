@@ -18,7 +18,7 @@ projector and both experts run even when a row gives them nothing: on zero token
 gather the same parameters in the same order, and the gradients are exact zeros, not missing.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -55,7 +55,7 @@ MODEL_TYPE = "mono_internvl"
 
 
 @strict
-class MonoInternVLConfig(PreTrainedConfig):  # type: ignore[misc]
+class MonoInternVLConfig(PreTrainedConfig):
     """What `MonoInternVLForConditionalGeneration` is made of.
 
     Attributes:
@@ -68,7 +68,7 @@ class MonoInternVLConfig(PreTrainedConfig):  # type: ignore[misc]
     """
 
     model_type = MODEL_TYPE
-    sub_configs_defaults = {  # noqa: RUF012  the base class declares it
+    sub_configs_defaults: ClassVar[dict[str, Any]] = {
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
         "vision_config": InternVLVisionConfig,
     }
@@ -122,7 +122,7 @@ def route(is_visual: Tensor) -> Routing:
     return Routing(text, visual, restore)
 
 
-class MonoDecoderLayer(LlamaDecoderLayer):  # type: ignore[misc]
+class MonoDecoderLayer(LlamaDecoderLayer):
     """A Llama layer with a second MLP, `visual_mlp`, for image tokens; `mlp` is the text expert."""
 
     def __init__(self, config: LlamaConfig, layer_idx: int) -> None:
@@ -157,11 +157,11 @@ class MonoDecoderLayer(LlamaDecoderLayer):  # type: ignore[misc]
         return merged.view_as(hidden_states)
 
 
-class MonoTextModel(LlamaModel):  # type: ignore[misc]
+class MonoTextModel(LlamaModel):
     """Llama's model over `MonoDecoderLayer`s; `routing` reaches them as a keyword."""
 
     _no_split_modules = ("MonoDecoderLayer",)
-    _can_record_outputs = {  # noqa: RUF012  the base class declares it
+    _can_record_outputs: ClassVar[dict[str, Any]] = {
         "hidden_states": MonoDecoderLayer,
         "attentions": LlamaAttention,
     }
@@ -181,7 +181,7 @@ class MonoTextModel(LlamaModel):  # type: ignore[misc]
         self.post_init()
 
 
-class MonoInternVLPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
+class MonoInternVLPreTrainedModel(PreTrainedModel):
     """What the two model classes share: features, and how fresh weights are drawn."""
 
     config: MonoInternVLConfig
@@ -195,7 +195,7 @@ class MonoInternVLPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
     _supports_flex_attn = True
     _supports_attention_backend = True
 
-    @torch.no_grad()  # type: ignore[untyped-decorator]
+    @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, InternVLVisionEmbeddings):
@@ -328,10 +328,10 @@ class MonoInternVLModel(MonoInternVLPreTrainedModel):
         return routing
 
 
-class MonoInternVLForConditionalGeneration(MonoInternVLPreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class MonoInternVLForConditionalGeneration(MonoInternVLPreTrainedModel, GenerationMixin):
     """Mono-InternVL with its head: logits, loss, generation."""
 
-    _tied_weights_keys = {  # noqa: RUF012  the base class declares it
+    _tied_weights_keys: ClassVar[dict[str, str]] = {
         "lm_head.weight": "model.language_model.embed_tokens.weight"
     }
 

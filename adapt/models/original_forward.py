@@ -40,7 +40,7 @@ class OriginalForward:
         self._config = config
         self._image_token_id = image_token_id
 
-    @torch.no_grad()  # type: ignore[untyped-decorator]
+    @torch.no_grad()
     def logits(
         self,
         input_ids: Tensor,
@@ -69,7 +69,7 @@ class OriginalForward:
         hidden = language.run(hidden, positions, is_image)
         return language.logits(hidden if keep is None else hidden[keep])
 
-    @torch.no_grad()  # type: ignore[untyped-decorator]
+    @torch.no_grad()
     def features(self, pixel_values: Tensor) -> Tensor:
         """Return the projected features of tiles: [tiles, tokens, language hidden]."""
         patches = _Vision(self._checkpoint, self._config).patches(pixel_values)

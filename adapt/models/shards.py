@@ -241,7 +241,8 @@ def _no_safetensors(folder: Path) -> str:
 def _read_header(path: Path) -> list[TensorSpec]:
     try:
         with safe_open(path, framework="pt") as file:
-            slices = [(name, file.get_slice(name)) for name in file.keys()]  # noqa: SIM118
+            names: list[str] = file.keys()
+            slices = [(name, file.get_slice(name)) for name in names]
             specs = [
                 TensorSpec(name, view.get_dtype(), tuple(view.get_shape())) for name, view in slices
             ]

@@ -52,7 +52,7 @@ class NativeForward:
         # The hooks stay on the modules that peft wraps.
         self._model = model if adapter is None else put_adapter(model, adapter)
 
-    @torch.no_grad()  # type: ignore[untyped-decorator]
+    @torch.no_grad()
     def logits(
         self,
         input_ids: Tensor,
@@ -90,7 +90,7 @@ class NativeForward:
         return outputs.float() if isinstance(module, nn.Embedding) else None
 
 
-class _Head(nn.Module):  # type: ignore[misc]
+class _Head(nn.Module):
     """The head, which is the largest matrix: multiplied a block of words at a time."""
 
     def __init__(self, checkpoint: Checkpoint, name: str) -> None:

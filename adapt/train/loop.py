@@ -162,7 +162,7 @@ def run_steps(
     total = work.schedule.total_steps
     slots = (slot for step in range(start, total) for slot in work.sharing.step(step).slots)
     packs = read_ahead(work.read, slots, workers=work.recipe.data_workers)
-    with closing(packs):  # type: ignore[type-var]
+    with closing(packs):
         for step in range(start, total):
             done = _run_step(work, step, packs, lost, stopping)
             lost = done.lost

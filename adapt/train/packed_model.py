@@ -18,7 +18,7 @@ from adapt.models.pixels import normalise
 from adapt.train.loss import weighted_cross_entropy
 
 
-class PackedModel(nn.Module):  # type: ignore[misc]  # torch is Any to mypy
+class PackedModel(nn.Module):
     """A vision-language model with the trainer's loss.
 
     Args:

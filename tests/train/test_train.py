@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -299,17 +301,21 @@ def test_resuming_checks_what_changed(recipe: Path, mix: Path) -> None:
         run_train(recipe, short, resume=True)
 
 
-def test_a_loss_that_is_no_number_stops_the_run(
-    recipe: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def at_fifth_pack(factor: Callable[[], float]) -> Callable[..., Any]:
+    """Return `Engine.accumulate`, the loss of the fifth pack multiplied by what `factor` gives."""
     right, calls = Engine.accumulate, []
 
     def accumulate(self, pack, **options):
         calls.append(pack)
-        share = right(self, pack, **options)
-        return share * float("nan") if len(calls) == 5 else share
+        return right(self, pack, **options) * (factor() if len(calls) == 5 else 1.0)
 
-    monkeypatch.setattr(Engine, "accumulate", accumulate)
+    return accumulate
+
+
+def test_a_loss_that_is_no_number_stops_the_run(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Engine, "accumulate", at_fifth_pack(lambda: float("nan")))
     with pytest.raises(CheckFailed, match=r"step 3: the loss is nan; lower learning_rate"):
         run_train(recipe)
     assert [row["step"] for row in read_metrics(Path("runs/colours"))] == [1, 2]
@@ -318,17 +324,12 @@ def test_a_loss_that_is_no_number_stops_the_run(
 def test_a_checkpoint_kept_by_hand_stays_and_what_a_kill_left_goes(
     recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right, calls = Engine.accumulate, []
-
-    def accumulate(self, pack, **options):
-        calls.append(pack)
-        if len(calls) == 5:
-            raise CheckFailed("stopped here")
-        return right(self, pack, **options)
+    def stop() -> float:
+        raise CheckFailed("stopped here")
 
     options = ("max_steps=4", "save_every=1", "keep_checkpoints=1")
     with monkeypatch.context() as patch:
-        patch.setattr(Engine, "accumulate", accumulate)
+        patch.setattr(Engine, "accumulate", at_fifth_pack(stop))
         with pytest.raises(CheckFailed, match="stopped here"):
             run_train(recipe, options)
     folder = Path("runs/colours/checkpoints")
